@@ -1,0 +1,1 @@
+"""onnxmesh: compile a plain ONNX file into a sharded engine for many devices."""

@@ -1,0 +1,1 @@
+"""The intermediate representation: factors, sharded graphs, their verifier and printer."""

@@ -1,0 +1,1 @@
+"""Builders of small and full-size ONNX graphs for demos, tests and benchmarks."""

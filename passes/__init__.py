@@ -1,0 +1,1 @@
+"""The passes of the pipeline, in the order of `compiler.api.PIPELINE`."""

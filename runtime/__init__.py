@@ -1,0 +1,1 @@
+"""The runtime: knows plans, and nothing of the compiler."""

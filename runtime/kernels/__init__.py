@@ -1,0 +1,1 @@
+"""Kernels, written once over an array namespace `xp` (NumPy or CuPy)."""
