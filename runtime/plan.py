@@ -1,0 +1,127 @@
+"""The plan: one program for every rank, as plain data.
+
+Every tensor of a program is a buffer with a rank's own (local) shape. Instructions run in list order on a
+CPU; `after` names the instructions that one really waits for, so a backend with streams may overlap the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from onnxmesh.runtime.mesh import Mesh
+from onnxmesh.runtime.placement import Placement
+
+VERSION = 1
+
+Spec = tuple[tuple[str, Placement], ...]
+"""(axis, placement) in the order the axes apply; an axis that is not named is Replicate."""
+
+Attributes = Mapping[str, Any]
+"""JSON values only: bool, int, float, str, and lists of them."""
+
+Recipe = Mapping[str, Any]
+"""How a weight comes from the model, as JSON (see runtime/recipe.py)."""
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A local tensor. dtype names are NumPy's or ml_dtypes' (`float32`, `bfloat16`, `float8_e4m3fn`, `bool`).
+
+    kind `arena`: `offset` is its place in the arena in bytes. kind `view`: the same bytes as the buffer
+    `source`, in another shape. kind `weight`: `source` is the index of the weight. kind `input`: `source` is
+    the index of the graph input.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    kind: Literal["arena", "view", "weight", "input"]
+    offset: int = 0
+    source: int = -1
+
+
+@dataclass(frozen=True)
+class Port:
+    """A graph input or output: its global view, its placement, and the buffer that holds the local view."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    spec: Spec
+    buffer: int
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A constant of the program. `shape` is the global view after the recipe, before it is cut.
+
+    `shards` maps the key of a coordinate (`all`, `tp0`, `cp1-tp3`: only axes that cut it) to the SHA-256 of
+    the shard's bytes; it is empty in a plan without weights.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    spec: Spec
+    recipe: Recipe
+    shards: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Run a kernel. `node` names the ONNX node it comes from; `ins` may hold -1 for an absent optional input."""
+
+    kernel: str
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    attrs: Attributes = field(default_factory=dict)
+    node: str = ""
+    stream: int = 0
+    after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Collective:
+    """Send data along a mesh axis.
+
+    kind: AllReduce(reduce), ReduceScatter(reduce, dim, segments), AllGather(dim, segments),
+    AllToAll(split_dim, split_segments, concat_dim, concat_segments), Shift(offset). Segments are
+    `[[size, copies], ...]` of the view that is whole on this axis. `reason` says who wanted it.
+    """
+
+    kind: str
+    axis: str
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    attrs: Attributes = field(default_factory=dict)
+    node: str = ""
+    reason: str = ""
+    stream: int = 0
+    after: tuple[int, ...] = ()
+
+
+Instruction = Launch | Collective
+
+
+@dataclass(frozen=True)
+class Program:
+    """The instructions of one shape profile. `dims` are the dims it was bound to."""
+
+    dims: Mapping[str, int]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    buffers: tuple[Buffer, ...]
+    instructions: tuple[Instruction, ...]
+    arena_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `onnxmesh compile` makes, and all that a rank needs to know."""
+
+    mesh: Mesh
+    weights: tuple[Weight, ...]
+    programs: tuple[Program, ...]
+    producer: str = ""
+    version: int = VERSION
