@@ -1,0 +1,86 @@
+"""Gather and scatter: index dims and untouched data dims pass."""
+
+from __future__ import annotations
+
+from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, numbered, register
+
+
+def gather(view: OpView) -> Factors:
+    """data[.., v, ..], idx -> data dims before the axis, idx dims, data dims after it.
+
+    The gathered dim itself ("v") may be cut where the data is a constant table: every rank looks up the rows it
+    has, and the sum of all is the result (expansion `masked_gather`).
+    """
+    data, index = view.ins[0], view.ins[1]
+    assert data is not None and index is not None
+    axis = int(view.attr("axis", 0)) % len(data)
+    ours = [f"d{i}" if size > 1 else None for i, size in enumerate(data)]
+    theirs = [f"i{i}" if size > 1 else None for i, size in enumerate(index)]
+    out = tuple(ours[:axis] + theirs + ours[axis + 1 :])
+    table = axis == 0 and view.constant[0] and "float" in view.out_dtypes[0] and len(data) > 1
+    ours[axis] = "v" if table else None
+    sums = (("v", "sum"),) if table else ()
+    return Factors((tuple(ours), tuple(theirs)), (out,), sums=sums, expand=(("v", "masked_gather"),), linear=())
+
+
+def gather_elements(view: OpView) -> Factors:
+    """Dims other than the axis, where data and index have the same size."""
+    data, index = view.ins[0], view.ins[1]
+    assert data is not None and index is not None
+    axis = int(view.attr("axis", 0)) % len(data)
+    labels: Labels = tuple(
+        str(i) if i != axis and a == b and a > 1 else None for i, (a, b) in enumerate(zip(data, index))
+    )
+    return Factors((labels, labels), (labels,))
+
+
+def gather_nd(view: OpView) -> Factors:
+    """Index dims, and data dims beyond the indexed ones (no batch dims)."""
+    data, index = view.ins[0], view.ins[1]
+    assert data is not None and index is not None
+    if view.attr("batch_dims", 0):
+        return Factors(((None,) * len(data), (None,) * len(index)), ((None,) * len(view.outs[0]),))
+    depth = index[-1]
+    lead: Labels = tuple(f"i{i}" if size > 1 else None for i, size in enumerate(index[:-1]))
+    rest: Labels = tuple(f"d{i}" if size > 1 else None for i, size in enumerate(data[depth:]))
+    return Factors(((*(None,) * depth, *rest), (*lead, None)), ((*lead, *rest),))
+
+
+def scatter_nd(view: OpView) -> Factors:
+    """Data dims beyond the indexed ones."""
+    data, index, updates = view.ins[0], view.ins[1], view.ins[2]
+    assert data is not None and index is not None and updates is not None
+    depth = index[-1]
+    rest: Labels = tuple(f"d{i}" if size > 1 else None for i, size in enumerate(data[depth:]))
+    lead = (None,) * (len(index) - 1)
+    full = (*(None,) * depth, *rest)
+    return Factors((full, (None,) * len(index), (*lead, *rest)), (full,))
+
+
+def scatter_elements(view: OpView) -> Factors:
+    """Dims other than the axis, where data and index have the same size."""
+    data, index = view.ins[0], view.ins[1]
+    assert data is not None and index is not None
+    axis = int(view.attr("axis", 0)) % len(data)
+    labels: Labels = tuple(
+        str(i) if i != axis and a == b and a > 1 else None for i, (a, b) in enumerate(zip(data, index))
+    )
+    return Factors((labels, labels, labels), (labels,))
+
+
+def one_hot(view: OpView) -> Factors:
+    """Index dims."""
+    index = view.ins[0]
+    assert index is not None
+    axis = int(view.attr("axis", -1)) % (len(index) + 1)
+    labels = numbered(index)
+    rest: tuple[Labels, ...] = tuple((None,) * len(other or ()) for other in view.ins[1:])
+    return Factors((labels, *rest), ((*labels[:axis], None, *labels[axis:]),))
+
+
+register("Gather", factors=gather)
+register("GatherElements", factors=gather_elements)
+register("GatherND", factors=gather_nd)
+register("ScatterND", factors=scatter_nd)
+register("ScatterElements", factors=scatter_elements)
+register("OneHot", factors=one_hot)

@@ -1,0 +1,157 @@
+"""Contractions: MatMul, Einsum, Conv."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, Port, Strategy, register
+from onnxmesh.runtime.placement import Placement, R, Segment, Shard
+
+
+def matmul(view: OpView) -> Factors:
+    """batch m k, batch k n -> batch m n; k is summed. 1-D operands as NumPy's matmul."""
+    a, b, out = view.ins[0], view.ins[1], view.outs[0]
+    assert a is not None and b is not None
+    rank = len(out) + (len(a) == 1) + (len(b) == 1)
+    return Factors(
+        (_operand(a, rank, out, "m", "k"), _operand(b, rank, out, "k", "n")),
+        (_result(a, b, out),),
+        sums=(("k", "sum"),),
+        linear=(frozenset({0}), frozenset({1})),
+    )
+
+
+def _operand(shape: tuple[int, ...], rank: int, out: tuple[int, ...], row: str, column: str) -> Labels:
+    if len(shape) == 1:
+        return ("k",)
+    skip = rank - len(shape)
+    batch = tuple(f"b{i + skip}" if size > 1 else None for i, size in enumerate(shape[:-2]))
+    return (*batch, row, column)
+
+
+def _result(a: tuple[int, ...], b: tuple[int, ...], out: tuple[int, ...]) -> Labels:
+    tail = (("m",) if len(a) > 1 else ()) + (("n",) if len(b) > 1 else ())
+    batch = out[: len(out) - len(tail)]
+    return tuple(f"b{i}" if size > 1 else None for i, size in enumerate(batch)) + tail
+
+
+def matmul_flops(view: OpView) -> float:
+    """2 m n k a batch."""
+    assert view.ins[0] is not None
+    return 2.0 * prod(view.outs[0]) * view.ins[0][-1]
+
+
+def einsum(view: OpView) -> Factors | None:
+    """The equation is the rule. An ellipsis stands for leading dims of every operand alike."""
+    equation = view.attr("equation", "").replace(" ", "")
+    if "->" not in equation:
+        return None
+    left, right = equation.split("->")
+    terms = left.split(",")
+    if any(len(set(term)) != len(term) for term in terms if "..." not in term):
+        return None  # a diagonal
+    ins = tuple(_term(term, shape) for term, shape in zip(terms, view.ins))
+    outs = _term(right, view.outs[0])
+    labels = {label for term in ins for label in term if label} - {label for label in outs if label}
+    linear = tuple(frozenset({i}) for i in range(len(ins)))
+    return Factors(ins, (outs,), sums=tuple((label, "sum") for label in sorted(labels)), linear=linear)
+
+
+def _term(term: str, shape: tuple[int, ...] | None) -> Labels:
+    assert shape is not None
+    names: list[str] = []
+    before, dots, after = term.partition("...")
+    names = list(before)
+    if dots:
+        extra = len(shape) - len(before) - len(after)
+        names += [f".{i - extra}" for i in range(extra)] + list(after)
+    return tuple(name if size > 1 else None for name, size in zip(names, shape))
+
+
+def einsum_flops(view: OpView) -> float:
+    """2 times the product of all labels' sizes."""
+    factors = einsum(view)
+    if factors is None:
+        return 0.0
+    sizes = {label: size for labels, shape in zip(factors.ins, view.ins) for label, size in zip(labels, shape or ())}
+    return 2.0 * prod(sizes.values())
+
+
+def conv(view: OpView) -> Factors:
+    """n c spatial, o c kernel, o -> n o spatial: batch, output channels, input channels (summed)."""
+    spatial = (None,) * (len(view.outs[0]) - 2)
+    group = view.attr("group", 1)
+    if group == 1:
+        o: str | None = "o"
+        c: str | None = "c"
+    elif group == view.outs[0][1]:  # depthwise, or one output channel a group
+        o, c = None, None
+    else:
+        o, c = None, None
+    ins: list[Labels] = [("n", c, *spatial), (o, c, *spatial)]
+    if len(view.ins) > 2:
+        ins.append((o,) if view.ins[2] is not None else ())
+    sums = (("c", "sum"),) if c and len(view.ins) == 2 else ()
+    if not sums:
+        ins = [tuple(None if label == "c" else label for label in labels) for labels in ins]
+    return Factors(tuple(ins), (("n", o, *spatial),), sums=sums)
+
+
+def conv_ports(view: OpView, port: Port, placement: Placement) -> Iterable[Strategy]:
+    """Two more: depthwise channels; and space, where the kernel is the stride (patch embedding)."""
+    if not isinstance(placement, Shard) or placement.dim >= len(view.outs[0]) or port == Port(False, 2):
+        return
+    dim = placement.dim
+    rest = (R,) * (len(view.ins) - 2)
+    if _depthwise(view) and ((dim == 1 and port != Port(False, 1)) or (dim == 0 and port == Port(False, 1))):
+        cut = placement.segments
+        bias = (Shard(0, cut),) * len(rest)
+        yield Strategy("depthwise", (Shard(1, cut), Shard(0, cut), *bias), (Shard(1, cut),))
+    if dim >= 2 and port != Port(False, 1) and _patches(view, dim):
+        k = view.ins[1][dim]  # type: ignore[index]
+        if port.is_output:
+            before, after = tuple(Segment(s.size * k, s.copies) for s in placement.segments), placement.segments
+        elif all(s.local(view.ranks) % k == 0 for s in placement.segments):
+            before, after = placement.segments, tuple(Segment(s.size // k, s.copies) for s in placement.segments)
+        else:
+            return
+        if sum(s.size for s in before) == view.ins[0][dim]:  # type: ignore[index]
+            yield Strategy("space", (Shard(dim, before), R, *rest), (Shard(dim, after),))
+
+
+def _depthwise(view: OpView) -> bool:
+    x, group = view.ins[0], view.attr("group", 1)
+    return x is not None and group > 1 and group == x[1] == view.outs[0][1]
+
+
+def _patches(view: OpView, dim: int) -> bool:
+    i, spatial = dim - 2, len(view.outs[0]) - 2
+    kernel = view.ins[1][2:]  # type: ignore[index]
+    strides = view.attr("strides", (1,) * spatial)
+    pads = view.attr("pads", (0,) * 2 * spatial)
+    dilations = view.attr("dilations", (1,) * spatial)
+    plain = pads[i] == pads[i + spatial] == 0 and dilations[i] == 1
+    return bool(plain and strides[i] == kernel[i] and view.attr("auto_pad", "NOTSET") in ("NOTSET", "VALID"))
+
+
+def conv_localise(view: OpView, strategy: Strategy) -> dict[str, Any]:
+    """Fewer channels are fewer groups."""
+    if strategy.factor != "depthwise":
+        return {}
+    placement = strategy.outs[0]
+    assert isinstance(placement, Shard)
+    return {"group": placement.local(view.ranks)}
+
+
+def conv_flops(view: OpView) -> float:
+    """2 times output elements times kernel elements."""
+    weight = view.ins[1]
+    assert weight is not None
+    return 2.0 * prod(view.outs[0]) * prod(weight[1:])
+
+
+register("MatMul", factors=matmul, flops=matmul_flops)
+register("Einsum", factors=einsum, flops=einsum_flops)
+register("Conv", factors=conv, ports=conv_ports, localise=conv_localise, flops=conv_flops)

@@ -1,0 +1,57 @@
+"""Normalisations and softmax: the normalised dims are whole, or one statistic a row is all-reduced."""
+
+from __future__ import annotations
+
+from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, numbered, register
+
+
+def last_dims(view: OpView) -> Factors:
+    """LayerNormalization, RMSNormalization: `axis` and all dims after it are normalised.
+
+    Where that is only the last dim, it may be cut all the same ("normalised": expansion `stat_norm`).
+    """
+    shape = view.ins[0]
+    assert shape is not None
+    axis = int(view.attr("axis", -1)) % len(shape)
+    lead = numbered(shape)[:axis]
+    one = axis == len(shape) - 1 and len(view.outs) == 1
+    tail: Labels = ("normalised",) if one else (None,) * (len(shape) - axis)
+    scales: tuple[Labels, ...] = tuple(
+        ("normalised",) if one and other == shape[-1:] else (None,) * len(other or ()) for other in view.ins[1:]
+    )
+    if any(label == (None,) for label in scales):
+        tail = (None,) * len(tail)  # a scale that broadcasts is not worth the case
+    outs = ((*lead, *tail), *((*lead, *(None,) * (len(out) - axis)) for out in view.outs[1:]))
+    return Factors(((*lead, *tail), *scales), outs, expand=(("normalised", "stat_norm"),))
+
+
+def one_axis(view: OpView) -> Factors:
+    """Softmax, LogSoftmax, CumSum, TopK, sorts: dims other than `axis`."""
+    shape = view.ins[0]
+    assert shape is not None
+    axis = int(view.attr("axis", -1)) % len(shape)
+    rest: tuple[Labels, ...] = tuple((None,) * len(other or ()) for other in view.ins[1:])
+
+    def labels(rank: int) -> Labels:
+        return tuple(None if i == axis else label for i, label in enumerate(numbered(shape)))[:rank]
+
+    return Factors((labels(len(shape)), *rest), tuple(labels(len(out)) for out in view.outs))
+
+
+def channels(view: OpView) -> Factors:
+    """GroupNormalization, InstanceNormalization, BatchNormalization, LRN: the batch, and what is elementwise."""
+    shape = view.ins[0]
+    assert shape is not None
+    by_channel = view.op in ("BatchNormalization", "InstanceNormalization")
+    elementwise = view.op == "BatchNormalization"
+    labels: Labels = tuple(
+        "n" if i == 0 and size > 1 else "c" if i == 1 and by_channel else f"x{i}" if i > 1 and elementwise else None
+        for i, size in enumerate(shape)
+    )
+    rest: tuple[Labels, ...] = tuple(("c" if by_channel else None,) * len(other or ()) for other in view.ins[1:])
+    return Factors((labels, *rest), (labels,))
+
+
+register("LayerNormalization", "RMSNormalization", factors=last_dims)
+register("Softmax", "LogSoftmax", "Hardmax", "CumSum", "CumProd", "TopK", factors=one_axis)
+register("GroupNormalization", "InstanceNormalization", "BatchNormalization", factors=channels)
