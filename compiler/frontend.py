@@ -1,0 +1,310 @@
+"""Read an ONNX model from wherever it is, and refuse what is broken before anything else looks at it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx.version_converter
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from google.protobuf.message import DecodeError
+
+from onnxmesh.compiler.errors import ModelError
+
+OLDEST_OPSET, NEWEST_OPSET, LIFTED_OPSET = 7, 28, 13
+DOMAINS = frozenset({"", "ai.onnx", "com.microsoft", "onnxmesh"})
+SMALL = 1024
+"""Tensors up to so many bytes go through ONNX's checker and converter; of larger ones only the type does."""
+
+Source = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
+
+
+def load(model: Source) -> ir.Model:
+    """The model as an onnx_ir graph of its own: checked, functions inlined, opset 13 or later, weights unread.
+
+    External data is mapped when somebody asks for it; here only its place and size are checked. A model that is
+    given as a ModelProto or as bytes has no folder, so it cannot have external data.
+
+    Raises:
+        ModelError: there is no such file, or it is not an ONNX model, or not a valid one, or of an opset, an IR
+            version or an operator domain that is not supported, or its external data is missing or out of place.
+    """
+    if isinstance(model, ir.Model):
+        _check(_without_weights(model))
+        result = model.clone()
+    elif isinstance(model, onnx.ModelProto):
+        result = _from_proto(model, "the model", None)
+    elif isinstance(model, bytes):
+        result = _from_proto(_parse(model, "the model"), "the model", None)
+    else:
+        path = Path(model)
+        result = _from_proto(_parse(_read(path), f"'{path}'"), f"'{path}'", path.parent)
+    check_external_data(result)
+    return _prepared(result)
+
+
+def _prepared(model: ir.Model) -> ir.Model:
+    """Inline functions, check the domains and lift an old opset."""
+    try:
+        common.InlinePass()(model)
+    except Exception as error:
+        raise ModelError(f"the model's functions cannot be inlined: {_one_line(error)}") from error
+    for node in model.graph.all_nodes():
+        if node.domain == "ai.onnx":
+            node.domain = ""
+    common.RemoveInitializersFromInputsPass()(model)
+    check_domains(model)
+    return lift(model)
+
+
+# --- bytes to a proto ---------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"there is no file '{path}'") from None
+    except IsADirectoryError:
+        found = sorted(p.name for p in path.glob("*.onnx"))
+        hint = f"it holds {', '.join(found)}" if found else "give the path of an .onnx file"
+        raise ModelError(f"'{path}' is a folder", hint=hint) from None
+    except OSError as error:
+        raise ModelError(f"'{path}' cannot be read: {error.strerror}") from None
+
+
+def _parse(data: bytes, name: str) -> onnx.ModelProto:
+    if not data:
+        raise ModelError(f"{name} is empty", hint="export the model again, or copy it again")
+    try:
+        return onnx.ModelProto.FromString(data)
+    except DecodeError:
+        pass
+    if len(data) > 2**31 - 1:
+        raise ModelError(
+            f"{name} is larger than 2 GiB, which protobuf cannot read",
+            hint="save it with external data: onnx.save(..., save_as_external_data=True)",
+        )
+    raise ModelError(f"{name} is not an ONNX model, or was cut short", hint="is the copy or the download complete?")
+
+
+def _from_proto(proto: onnx.ModelProto, name: str, folder: Path | None) -> ir.Model:
+    """Check a proto and wrap it, without copying its weights."""
+    missing = [f for f in ("graph", "ir_version", "opset_import") if not _has(proto, f)]
+    if missing or not (proto.graph.node or proto.graph.output):
+        lacks = f"it has no {missing[0]}" if missing else "its graph is empty"
+        raise ModelError(f"{name} is not an ONNX model, or was cut short: {lacks}", hint="is the copy complete?")
+    if not proto.graph.output:
+        raise ModelError(f"{name} has no outputs", hint="was it cut short?")
+    _check(_light(proto))
+    for tensor in proto.graph.initializer:
+        _check_inline(tensor, name)
+    try:
+        model = ir.serde.deserialize_model(proto)
+    except Exception as error:
+        raise ModelError(f"{name} is not a valid ONNX model: {_one_line(error)}") from error
+    for external in _external(model):
+        if folder is None:
+            raise ModelError(
+                f"tensor '{external.name}' lies in '{external.location}', but the model has no folder",
+                hint="give the path of the .onnx file, or load the external data first",
+            )
+        external.base_dir = str(folder)
+    return model
+
+
+def _has(proto: onnx.ModelProto, name: str) -> bool:
+    return bool(proto.opset_import) if name == "opset_import" else proto.HasField(name)
+
+
+def _check_inline(tensor: onnx.TensorProto, name: str) -> None:
+    """Whether a tensor in the file holds as many bytes as its shape says."""
+    if not tensor.HasField("raw_data"):
+        return
+    size = 1
+    for dim in tensor.dims:
+        size *= dim
+    expected = (size * ir.DataType(tensor.data_type).bitwidth + 7) // 8
+    if len(tensor.raw_data) != expected:
+        raise ModelError(
+            f"{name}: tensor '{tensor.name}' of shape {list(tensor.dims)} needs {expected} bytes, "
+            f"but has {len(tensor.raw_data)}",
+            hint="is the copy complete?",
+        )
+
+
+# --- what ONNX's own checker says ---------------------------------------------------------------------------
+
+
+def _check(proto: onnx.ModelProto) -> None:
+    """Versions, then ONNX's checker, on a model without its weights."""
+    if proto.ir_version > onnx.IR_VERSION:
+        raise ModelError(
+            f"the model has IR version {proto.ir_version}; the installed onnx reads up to {onnx.IR_VERSION}",
+            hint="upgrade onnx",
+        )
+    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), LIFTED_OPSET)
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise ModelError(
+            f"the model has opset {opset}; supported are {OLDEST_OPSET} to {NEWEST_OPSET}",
+            hint="convert it with onnx.version_converter, or export it again",
+        )
+    if opset > onnx.defs.onnx_opset_version():
+        return  # the installed checker does not know this opset
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"the model is not valid: {_one_line(error)}", hint="onnx.checker refuses it") from error
+
+
+def _light(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without its larger weights, which become inputs."""
+    light = onnx.ModelProto(ir_version=proto.ir_version)
+    light.opset_import.extend(proto.opset_import)
+    light.functions.extend(proto.functions)
+    graph, source = light.graph, proto.graph
+    graph.name = source.name or "graph"
+    graph.node.extend(source.node)
+    graph.input.extend(source.input)
+    graph.output.extend(source.output)
+    graph.sparse_initializer.extend(source.sparse_initializer)
+    inputs = {v.name for v in source.input}
+    for tensor in source.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL and tensor.ByteSize() <= SMALL:
+            graph.initializer.append(tensor)
+        elif tensor.name not in inputs:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return light
+
+
+def _without_weights(model: ir.Model) -> onnx.ModelProto:
+    """As `_light`, of an onnx_ir model, which stays as it is."""
+    light = model.clone()
+    for name, value in list(light.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes <= SMALL and not isinstance(tensor, ir.ExternalTensor):
+            continue
+        value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+        del light.graph.initializers[name]
+        if value not in light.graph.inputs:
+            light.graph.inputs.append(value)
+    return ir.serde.serialize_model(light)
+
+
+def _one_line(error: BaseException) -> str:
+    """The text of an error, with the causes behind it, in one line."""
+    texts: list[str] = []
+    seen: BaseException | None = error
+    while seen is not None:
+        text = " ".join(str(seen).replace("==> Context:", "; in").split())
+        if text and text not in texts:
+            texts.append(text)
+        seen = seen.__cause__
+    return ": ".join(texts).replace(" ;", ";") or type(error).__name__
+
+
+# --- external data ------------------------------------------------------------------------------------------
+
+
+def check_external_data(model: ir.Model) -> None:
+    """Check that every external tensor lies inside the model's folder and is there whole; nothing is read.
+
+    Raises:
+        ModelError: it does not.
+    """
+    sizes: dict[str, int] = {}
+    for tensor in _external(model):
+        location = os.fspath(tensor.location)
+        where = f"tensor '{tensor.name}' lies in '{location}'"
+        if not location:
+            raise ModelError(f"tensor '{tensor.name}' is external, but names no file")
+        if location not in sizes:
+            sizes[location] = _external_size(tensor, where)
+        offset, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
+        if length < tensor.nbytes or offset < 0:
+            raise ModelError(
+                f"{where} with {length} bytes at offset {offset}, but {tensor.dtype}{tensor.shape} needs "
+                f"{tensor.nbytes}"
+            )
+        if offset + length > sizes[location]:
+            raise ModelError(
+                f"{where} at bytes {offset} to {offset + length}, but the file has {sizes[location]}",
+                hint="is the copy or the download complete?",
+            )
+
+
+def _external_size(tensor: ir.ExternalTensor, where: str) -> int:
+    """The size of a tensor's file, which must lie in the model's folder, links followed."""
+    location = os.fspath(tensor.location)
+    folder = Path(tensor.base_dir or ".").resolve()
+    path = folder / location
+    if os.path.isabs(location) or not path.resolve().is_relative_to(folder):
+        raise ModelError(
+            f"{where}, outside the model's folder '{folder}'", hint="put the file beside the model, not a link to it"
+        )
+    try:
+        status = path.stat()
+    except OSError:
+        raise ModelError(f"{where}, but '{path}' does not exist", hint="put the file beside the model") from None
+    if not path.is_file():
+        raise ModelError(f"{where}, which is not a file")
+    return status.st_size
+
+
+def _external(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Every external tensor of the model: initialisers, also of subgraphs, and attributes."""
+    graphs = [model.graph, *model.graph.subgraphs()]
+    for value in (v for g in graphs for v in g.initializers.values()):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield value.const_value
+    nodes = [*model.graph.all_nodes(), *(n for f in model.functions.values() for n in f.all_nodes())]
+    for attribute in (a for n in nodes for a in n.attributes.values()):
+        if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+            yield attribute.value
+
+
+# --- domains and opsets -------------------------------------------------------------------------------------
+
+
+def check_domains(model: ir.Model) -> None:
+    """Refuse ops that nobody here can know.
+
+    Raises:
+        ModelError: an op is of an unknown domain.
+    """
+    for node in model.graph.all_nodes():
+        if node.domain not in DOMAINS:
+            raise ModelError(
+                f"node '{node.name}' is {node.domain}::{node.op_type}; the domain '{node.domain}' is unknown",
+                hint="supported are ONNX, com.microsoft, and functions that the model itself defines",
+            )
+
+
+def lift(model: ir.Model) -> ir.Model:
+    """A model of opset 13 or later; below that ONNX's converter lifts it, without seeing the weights.
+
+    Raises:
+        ModelError: the converter cannot.
+    """
+    opset = model.graph.opset_imports.get("", LIFTED_OPSET)
+    model.graph.opset_imports.setdefault("", opset)
+    if opset >= LIFTED_OPSET:
+        return model
+    light = _without_weights(model)
+    try:
+        lifted = ir.serde.deserialize_model(onnx.version_converter.convert_version(light, LIFTED_OPSET))
+    except Exception as error:
+        raise ModelError(
+            f"the model's opset {opset} cannot be lifted to {LIFTED_OPSET}: {_one_line(error)}",
+            hint=f"export it with opset {LIFTED_OPSET} or later",
+        ) from error
+    wanted = [v.name for v in model.graph.inputs]
+    for value in list(lifted.graph.inputs):
+        if value.name not in wanted and value.name in model.graph.initializers:
+            lifted.graph.inputs.remove(value)
+            value.const_value = model.graph.initializers[value.name].const_value
+            lifted.graph.register_initializer(value)
+    return lifted

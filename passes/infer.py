@@ -1,0 +1,253 @@
+"""Types of a node's outputs: ONNX's own inference, one node at a time, remembered for repeated blocks.
+
+Every value that the compiler looks at has a static shape, so one walk in topological order types a graph; no
+symbols are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxmesh.compiler.errors import ModelError
+
+Shape = tuple[int | None, ...]
+Type = tuple[int, Shape | None]
+"""An ONNX element type and a shape; a dim that inference cannot tell is None."""
+
+Types = tuple[Type | None, ...]
+Data = tuple[np.ndarray | None, ...]
+
+DATA_LIMIT = 4096
+"""Constants up to so many bytes are shown to shape inference."""
+
+
+def label(node: ir.Node) -> str:
+    """How messages name a node: `node 'name' (Op)`, with its domain where it has one."""
+    op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+    return f"node '{node.name or node.outputs[0].name}' ({op})"
+
+
+def optional(node: ir.Node, index: int) -> ir.Value | None:
+    """The input at `index`, or None where it is absent."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def present(node: ir.Node, index: int) -> ir.Value:
+    """The input at `index`.
+
+    Raises:
+        ModelError: it is absent.
+    """
+    value = optional(node, index)
+    if value is None:
+        raise ModelError(f"{label(node)} has no input {index}")
+    return value
+
+
+def static_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """The shape of `value` where every dim is known."""
+    if value.shape is None or not all(isinstance(d, int) for d in value.shape.dims):
+        return None
+    return tuple(d for d in value.shape.dims if isinstance(d, int))
+
+
+def shape_of(value: ir.Value) -> tuple[int, ...]:
+    """The static shape of `value`.
+
+    Raises:
+        ModelError: a dim is unknown.
+    """
+    shape = static_shape(value)
+    if shape is None:
+        raise ModelError(f"the shape of '{value.name}' is not static: {value.shape}")
+    return shape
+
+
+def dtype_of(value: ir.Value) -> ir.DataType:
+    """The element type of `value`.
+
+    Raises:
+        ModelError: it is unknown.
+    """
+    if value.dtype is None:
+        raise ModelError(f"the element type of '{value.name}' is unknown")
+    return value.dtype
+
+
+def set_type(value: ir.Value, dtype: ir.DataType | int | None, shape: tuple[int, ...]) -> None:
+    """Give `value` its element type and static shape."""
+    if dtype is not None:
+        value.type = ir.TensorType(ir.DataType(dtype))
+    value.shape = ir.Shape(shape)
+
+
+def constant(value: ir.Value | None, limit: int | None = None) -> np.ndarray | None:
+    """The numbers of a constant, or None where `value` is computed, absent or larger than `limit` bytes."""
+    if value is None or value.const_value is None or value.producer() is not None:
+        return None
+    if limit is not None and value.const_value.nbytes > limit:
+        return None
+    return value.const_value.numpy()
+
+
+def infer(node: ir.Node, opsets: Mapping[str, int]) -> None:
+    """Set element type and shape of every output of `node` that inference can tell.
+
+    Raises:
+        ModelError: the inputs do not fit the op.
+    """
+    own = _OWN.get((node.domain, node.op_type))
+    if own is not None:
+        types = own(node)
+    else:
+        types = _from_schema(node, opsets)
+    for value, found in zip(node.outputs, types):
+        if found is None:
+            continue
+        dtype, shape = found
+        value.type = ir.TensorType(ir.DataType(dtype))
+        if shape is not None and None not in shape:
+            value.shape = ir.Shape(shape)
+
+
+# --- by the schema of the op --------------------------------------------------------------------------------
+
+
+def _from_schema(node: ir.Node, opsets: Mapping[str, int]) -> Types:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    version = opsets.get(domain, opsets.get(node.domain, 1))
+    if not onnx.defs.has(node.op_type, version, domain):
+        return (None,) * len(node.outputs)
+    types = tuple(None if v is None else _type(v) for v in node.inputs)
+    data = tuple(constant(v, DATA_LIMIT) for v in node.inputs)
+    key = _key(node, version, types, data)
+    if key not in _REMEMBERED:
+        if len(_REMEMBERED) > REMEMBERED_LIMIT:
+            _REMEMBERED.clear()
+        try:
+            _REMEMBERED[key] = _ask(node, domain, version, types, data)
+        except onnx.shape_inference.InferenceError as error:
+            shapes = ", ".join(_describe(v) for v in node.inputs)
+            reason = _first_line(error)
+            raise ModelError(f"{label(node)} does not fit its inputs {shapes}: {reason}") from error
+    return _REMEMBERED[key]
+
+
+REMEMBERED_LIMIT = 8192
+_REMEMBERED: dict[Hashable, Types] = {}
+"""Types by everything that they depend on: blocks of a model repeat."""
+
+
+def _key(node: ir.Node, version: int, types: Types, data: Data) -> Hashable:
+    return (
+        node.op_identifier(),
+        version,
+        len(node.outputs),
+        types,
+        tuple(None if d is None else d.tobytes() for d in data),
+        tuple(sorted((a.name, attribute_key(a)) for a in node.attributes.values())),
+    )
+
+
+def attribute_key(attribute: ir.Attr) -> str:
+    """A text that is equal for equal attributes."""
+    value = attribute.value
+    if isinstance(value, ir.TensorProtocol):
+        return f"{value.dtype} {value.shape} {value.tobytes().hex()}"
+    if isinstance(value, (int, float, str, tuple, list)):
+        return repr(value)
+    return f"{attribute.type} {id(value)}"
+
+
+def _ask(node: ir.Node, domain: str, version: int, types: Types, data: Data) -> Types:
+    """Ask the op's shape function; where it cannot tell, its function body, in a model of one node."""
+    proto = ir.serde.serialize_node(node)
+    names = [f"i{k}" if t is not None else "" for k, t in enumerate(types)]
+    outputs = [f"o{k}" for k in range(len(node.outputs))]
+    del proto.input[:], proto.output[:]
+    proto.input.extend(names)
+    proto.output.extend(outputs)
+    protos = {n: onnx.helper.make_tensor_type_proto(*t) for n, t in zip(names, types) if t is not None}
+    tensors = {n: onnx.numpy_helper.from_array(d, n) for n, d in zip(names, data) if d is not None}
+    schema = onnx.defs.get_schema(node.op_type, version, domain)
+    opsets = [onnx.helper.make_opsetid(domain, version)]
+    found = onnx.shape_inference.infer_node_outputs(schema, proto, protos, tensors, opset_imports=opsets)
+    result = tuple(_read(found.get(n)) for n in outputs)
+    has_body = schema.has_function or schema.has_context_dependent_function
+    if has_body and any(t is None or t[1] is None or None in t[1] for t in result):
+        return _ask_body(proto, protos, tensors, opsets)
+    return result
+
+
+def _ask_body(
+    proto: onnx.NodeProto,
+    types: Mapping[str, onnx.TypeProto],
+    data: Mapping[str, onnx.TensorProto],
+    opsets: list[onnx.OperatorSetIdProto],
+) -> Types:
+    graph = onnx.helper.make_graph(
+        [proto],
+        "one",
+        [onnx.helper.make_value_info(n, t) for n, t in types.items()],
+        [onnx.helper.make_empty_tensor_value_info(n) for n in proto.output],
+        initializer=list(data.values()),
+    )
+    model = onnx.helper.make_model(graph, opset_imports=opsets)
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    found = {v.name: v.type for v in model.graph.output}
+    return tuple(_read(found.get(n)) for n in proto.output)
+
+
+def _read(proto: onnx.TypeProto | None) -> Type | None:
+    if proto is None or not proto.HasField("tensor_type") or not proto.tensor_type.elem_type:
+        return None
+    tensor = proto.tensor_type
+    if not tensor.HasField("shape"):
+        return tensor.elem_type, None
+    dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    return tensor.elem_type, dims
+
+
+def _type(value: ir.Value) -> Type:
+    if value.shape is None:
+        return int(dtype_of(value)), None
+    return int(dtype_of(value)), tuple(d if isinstance(d, int) else None for d in value.shape.dims)
+
+
+def _describe(value: ir.Value | None) -> str:
+    return "none" if value is None else f"'{value.name}' {value.dtype}{value.shape or '[?]'}"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
+# --- ops of the normal form that earlier passes make --------------------------------------------------------
+
+
+def _attention(node: ir.Node) -> Types:
+    q, v = present(node, 0), present(node, 2)
+    return ((int(dtype_of(q)), (*shape_of(q)[:3], shape_of(v)[3])),)
+
+
+def _like_first(node: ir.Node) -> Types:
+    x = present(node, 0)
+    return ((int(dtype_of(x)), shape_of(x)),)
+
+
+def _kept(node: ir.Node) -> Types:
+    """The type was given where the node was made."""
+    return (None,) * len(node.outputs)
+
+
+DOMAIN = "onnxmesh"
+_OWN: dict[tuple[str, str], Callable[[ir.Node], Types]] = {
+    (DOMAIN, "Attention"): _attention,
+    (DOMAIN, "Rotary"): _like_first,
+    **{(DOMAIN, op): _kept for op in ("Reshape", "Expand", "Slice", "Split")},
+}
