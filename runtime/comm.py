@@ -143,9 +143,7 @@ class Communicator(Protocol):
         """All ranks' `x` concatenated along `dim` on the root, None elsewhere."""
         ...
 
-    def scatter(
-        self, x: Array | None, axis: Axis, root: int = 0, dim: int = 0, like: Array | None = None
-    ) -> Array:
+    def scatter(self, x: Array | None, axis: Axis, root: int = 0, dim: int = 0, like: Array | None = None) -> Array:
         """This rank's 1/n, along `dim`, of the root's `x`.
 
         Ranks other than the root pass `like`, which has the shape and dtype of their piece.
@@ -254,9 +252,7 @@ class RecordingCommunicator(Communicator):
         self._note("gather", axis, x)
         return self.inner.gather(x, axis, root, dim)
 
-    def scatter(
-        self, x: Array | None, axis: Axis, root: int = 0, dim: int = 0, like: Array | None = None
-    ) -> Array:
+    def scatter(self, x: Array | None, axis: Axis, root: int = 0, dim: int = 0, like: Array | None = None) -> Array:
         self._note("scatter", axis, like if x is None else x)
         return self.inner.scatter(x, axis, root, dim, like)
 

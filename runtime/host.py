@@ -96,9 +96,7 @@ class HostCommunicator(Communicator):
         parts = self._collect(self._call("gather", axis, x, root=root, dim=dim), x, root)
         return np.concatenate(parts, axis=dim) if is_root else None
 
-    def scatter(
-        self, x: Array | None, axis: Axis, root: int = 0, dim: int = 0, like: Array | None = None
-    ) -> Array:
+    def scatter(self, x: Array | None, axis: Axis, root: int = 0, dim: int = 0, like: Array | None = None) -> Array:
         given = x if self._is_root(axis, root) else like
         if given is None:
             raise ValueError("scatter needs x on the root, and like (shape and dtype) on the other ranks")
@@ -136,9 +134,7 @@ class HostCommunicator(Communicator):
         if dtype.hasobject or not dtype.isnative:
             raise TypeError(f"{kind} cannot send dtype {dtype!r}: only native numbers and bool")
         self._sequence[group] += 1
-        return Call(
-            kind, group, self._sequence[group] - 1, tuple(x.shape), dtype.name, tuple(options.items())
-        )
+        return Call(kind, group, self._sequence[group] - 1, tuple(x.shape), dtype.name, tuple(options.items()))
 
     def _is_root(self, axis: Axis, root: int) -> bool:
         group = self.group(axis)
