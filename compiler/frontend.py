@@ -185,7 +185,7 @@ def _without_weights(model: ir.Model) -> onnx.ModelProto:
     light = model.clone()
     for name, value in list(light.graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or tensor.nbytes <= SMALL and not isinstance(tensor, ir.ExternalTensor):
+        if tensor is None or (tensor.nbytes <= SMALL and not isinstance(tensor, ir.ExternalTensor)):
             continue
         value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
         del light.graph.initializers[name]

@@ -232,4 +232,3 @@ def _unknown_shape(node: ir.Node, output: ir.Value) -> ModelError:
 
 def _is_shape(value: ir.Value) -> bool:
     return value.dtype in (ir.DataType.INT64, ir.DataType.INT32) and value.shape is not None and len(value.shape) <= 1
-

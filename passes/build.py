@@ -24,9 +24,7 @@ def fresh(graph: ir.Graph, base: str) -> str:
 def add_constant(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
     """A new initialiser that holds `array`."""
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     value.meta[FOLDED] = True
     graph.register_initializer(value)
     return value

@@ -191,5 +191,3 @@ def _move_initializer(source: ir.Graph, target: ir.Graph, value: ir.Value) -> No
         value.shape = ir.Shape(value.const_value.shape)
         value.type = ir.TensorType(value.const_value.dtype)
     target.initializers.add(value)
-
-

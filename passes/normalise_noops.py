@@ -1,0 +1,75 @@
+"""Nodes that do nothing, and how each is seen to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from onnxmesh.passes.build import remove
+from onnxmesh.passes.infer import present, shape_of
+
+
+def drop_noop(graph: ir.Graph, node: ir.Node) -> bool:
+    """Remove `node` if it gives back its input; says whether it did.
+
+    An Identity stays where a graph output is a graph input, an initialiser or another output.
+    """
+    test = _NOOPS.get(node.op_type)
+    if test is None or len(node.outputs) != 1:
+        return False
+    value = test(node)
+    if value is None:
+        return False
+    output = node.outputs[0]
+    is_needed = output.is_graph_output() and (value.producer() is None or value.is_graph_output())
+    if is_needed and node.op_type == "Identity":
+        return False
+    remove(graph, node, value)
+    return True
+
+
+Test = Callable[[ir.Node], ir.Value | None]
+"""The input that a node gives back as it is, or None."""
+
+
+def _always(node: ir.Node) -> ir.Value | None:
+    return present(node, 0)
+
+
+def _same_shape(node: ir.Node) -> ir.Value | None:
+    x = present(node, 0)
+    return x if shape_of(x) == shape_of(node.outputs[0]) else None
+
+
+def _same_type(node: ir.Node) -> ir.Value | None:
+    x = present(node, 0)
+    return x if x.dtype == node.outputs[0].dtype else None
+
+
+def _in_order(node: ir.Node) -> ir.Value | None:
+    perm = node.attributes.get_ints("perm", ())
+    return present(node, 0) if perm and list(perm) == sorted(perm) else None
+
+
+def _one_piece(node: ir.Node) -> ir.Value | None:
+    """Concat with pieces of size 0 left out."""
+    axis = node.attributes.get_int("axis", 0)
+    kept = [v for v in node.inputs if v is not None and shape_of(v)[axis] != 0]
+    return kept[0] if len(kept) == 1 else None
+
+
+def _no_pads(node: ir.Node) -> ir.Value | None:
+    return present(node, 0) if not any(node.attributes.get_ints("pads", (1,))) else None
+
+
+_NOOPS: dict[str, Test] = {
+    "Identity": _always,
+    "Reshape": _same_shape,
+    "Expand": _same_shape,
+    "Split": _always,
+    "Cast": _same_type,
+    "Transpose": _in_order,
+    "Concat": _one_piece,
+    "Pad": _no_pads,
+}
