@@ -49,7 +49,7 @@ def test_abort_fails_the_others() -> None:
         run_ranks(Mesh.of(tp=2), act)
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.5], ids=["left", "late"])
+@pytest.mark.parametrize("delay", [0.0, 0.7], ids=["left", "late"])
 def test_a_rank_that_does_not_come_is_named(delay: float) -> None:
     def act(comm: Communicator) -> None:
         comm.all_reduce(np.zeros(2), "tp")
@@ -60,7 +60,7 @@ def test_a_rank_that_does_not_come_is_named(delay: float) -> None:
 
     text = r"all_gather #1 of ranks \(0, 1, 2, 3\) on float16\[2, 3\], dim=0 timed out .* no sign of rank 1, 2"
     with pytest.raises(CollectiveTimeout, match=text) as caught:
-        run_ranks(Mesh.of(tp=4), act, timeout=0.2)
+        run_ranks(Mesh.of(tp=4), act, timeout=0.3)
     assert caught.value.missing == (1, 2)
     assert caught.value.call.kind == "all_gather"
 
