@@ -160,6 +160,11 @@ class FluxBlocks:
         g = self.g
         return g.op("Add", x, g.op("Mul", g.unsqueeze(gate, 1), change))
 
+    def clipped(self, x: str) -> str:
+        """In float16 the library keeps a block's result finite."""
+        g = self.g
+        return g.op("Clip", x, -65504.0, 65504.0) if g.dtype == "float16" else x
+
     def modulation(self, name: str, condition: str, parts: int) -> list[str]:
         hidden = self.hidden
         return self.g.split(gemm(self.g, condition, f"{name}.linear", hidden, parts * hidden), 1, parts)
@@ -185,7 +190,7 @@ class FluxBlocks:
         x = self.gated(x, image[5], self.feed_forward(self.modulate(x, *image[3:5]), f"{name}.ff"))
         words = self.gated(words, text[2], read_change)
         inner = self.feed_forward(self.modulate(words, *text[3:5]), f"{name}.ff_context")
-        return x, self.gated(words, text[5], inner)
+        return x, self.clipped(self.gated(words, text[5], inner))
 
     def single(self, name: str, x: str, condition: str) -> str:
         """A block of one stream, with attention and feed-forward side by side into one linear layer."""
@@ -195,4 +200,5 @@ class FluxBlocks:
         inner = gelu_tanh(g, linear_bias(g, normal, f"{name}.proj_mlp", hidden, 4 * hidden))
         mixed = self.attend(*self.heads_of(normal, f"{name}.attn", "to_{}", "norm_{}", self.tokens))
         both = g.op("Concat", mixed, inner, axis=2)
-        return self.gated(x, gate, linear_bias(g, both, f"{name}.proj_out", 5 * hidden, hidden))
+        change = linear_bias(g, both, f"{name}.proj_out", 5 * hidden, hidden)
+        return self.clipped(self.gated(x, gate, change))
