@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnxmesh.compiler.errors import ModelError
 
 OLDEST_OPSET, NEWEST_OPSET, LIFTED_OPSET = 7, 28, 13
-DOMAINS = frozenset({"", "ai.onnx", "com.microsoft", "onnxmesh"})
+MICROSOFT = "com.microsoft"
+DOMAINS = frozenset({"", "ai.onnx", MICROSOFT, "onnxmesh"})
+MISPLACED = frozenset({"SimplifiedLayerNormalization"})
 SMALL = 1024
 """Tensors up to so many bytes go through ONNX's checker and converter; of larger ones only the type does."""
 
-Source = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
+Source: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
 
 
 def load(model: Source) -> ir.Model:
@@ -55,6 +58,8 @@ def _prepared(model: ir.Model) -> ir.Model:
     for node in model.graph.all_nodes():
         if node.domain == "ai.onnx":
             node.domain = ""
+        if node.op_type in MISPLACED:
+            node.domain = MICROSOFT
     common.RemoveInitializersFromInputsPass()(model)
     check_domains(model)
     return lift(model)
@@ -171,6 +176,7 @@ def _light(proto: onnx.ModelProto) -> onnx.ModelProto:
     graph.input.extend(source.input)
     graph.output.extend(source.output)
     graph.sparse_initializer.extend(source.sparse_initializer)
+    _tolerate(light)
     inputs = {v.name for v in source.input}
     for tensor in source.initializer:
         if tensor.data_location != onnx.TensorProto.EXTERNAL and tensor.ByteSize() <= SMALL:
@@ -187,11 +193,28 @@ def _without_weights(model: ir.Model) -> onnx.ModelProto:
         tensor = value.const_value
         if tensor is None or (tensor.nbytes <= SMALL and not isinstance(tensor, ir.ExternalTensor)):
             continue
-        value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+        value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
         del light.graph.initializers[name]
         if value not in light.graph.inputs:
             light.graph.inputs.append(value)
-    return ir.serde.serialize_model(light)
+    proto = ir.serde.serialize_model(light)
+    _tolerate(proto)
+    return proto
+
+
+def _tolerate(proto: onnx.ModelProto) -> None:
+    """Hide from the checker what it refuses without need.
+
+    Graph inputs and outputs may lack a shape; ONNX Runtime keeps an op of its own in ONNX's domain.
+    """
+    for value in [*proto.graph.input, *proto.graph.output]:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+    moved = [node for node in proto.graph.node if node.op_type in MISPLACED and not node.domain]
+    for node in moved:
+        node.domain = MICROSOFT
+    if moved and all(o.domain != MICROSOFT for o in proto.opset_import):
+        proto.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
 
 
 def _one_line(error: BaseException) -> str:
@@ -303,8 +326,9 @@ def lift(model: ir.Model) -> ir.Model:
         ) from error
     wanted = [v.name for v in model.graph.inputs]
     for value in list(lifted.graph.inputs):
-        if value.name not in wanted and value.name in model.graph.initializers:
+        original = model.graph.initializers.get(value.name or "")
+        if original is not None and value.name not in wanted:
             lifted.graph.inputs.remove(value)
-            value.const_value = model.graph.initializers[value.name].const_value
+            value.const_value = original.const_value
             lifted.graph.register_initializer(value)
     return lifted

@@ -66,16 +66,16 @@ def _bind_names(
     source = {symbol: f"--dim {symbol}={size}" for symbol, size in dims.items()}
     for name, shape in shapes.items():
         for dim, size in zip(_dims(inputs[name], len(shape)), shape):
-            symbol = dim.value if isinstance(dim, ir.SymbolicDim) else None
-            if symbol is None or symbol not in known:
+            named = dim.value if isinstance(dim, ir.SymbolicDim) else None
+            if named is None or named not in known:
                 continue
-            if sizes.setdefault(symbol, size) != size:
+            if sizes.setdefault(named, size) != size:
                 raise ModelError(
-                    f"the dim '{symbol}' of input '{name}' is {size} in its shape, but {source[symbol]} "
-                    f"says {sizes[symbol]}",
-                    hint=f"give '{symbol}' one size",
+                    f"the dim '{named}' of input '{name}' is {size} in its shape, but {source[named]} "
+                    f"says {sizes[named]}",
+                    hint=f"give '{named}' one size",
                 )
-            source.setdefault(symbol, f"the shape of input '{name}'")
+            source.setdefault(named, f"the shape of input '{name}'")
     return sizes
 
 
@@ -186,7 +186,7 @@ def propagate(graph: ir.Graph) -> None:
     """
     for value in graph.initializers.values():
         if value.const_value is not None:
-            value.shape = ir.Shape(value.const_value.shape)
+            value.shape = ir.Shape(value.const_value.shape.numpy())
             value.type = ir.TensorType(value.const_value.dtype)
     for node in graph:
         expansion = EXPANSIONS.get((node.domain, node.op_type))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxmesh.passes.infer import DOMAIN, infer, set_type
+from onnxmesh.compiler.errors import ModelError
+from onnxmesh.passes.infer import DOMAIN, infer, label, set_type, shape_of
 
 FOLDED = "folded"
 """`meta` key of an initialiser that the compiler made; the others stand in the model file."""
@@ -72,10 +73,9 @@ class Builder:
 
     def slice(self, x: ir.Value, axis: int, start: int, stop: int) -> ir.Value:
         """`x[start:stop]` along `axis`."""
-        shape = list(x.shape or ())
+        shape = list(shape_of(x))
         shape[axis] = stop - start
-        sizes = [int(d) for d in shape]
-        return self.own("Slice", [x], sizes, {"axes": [axis], "starts": [start], "steps": [1]})
+        return self.own("Slice", [x], shape, {"axes": [axis], "starts": [start], "steps": [1]})
 
     def constant(self, array: Any, dtype: ir.DataType | None = None) -> ir.Value:
         """A constant of NumPy's element type, or of `dtype`."""
@@ -112,9 +112,18 @@ class Builder:
             self.nodes[-1].name, self.anchor.name = self.anchor.name, self.nodes[-1].name
         made = {v for node in self.nodes for v in node.outputs}
         for old, new in zip(self.anchor.outputs, values):
-            if new is not None:
+            if new is None:
+                self._require_unused(old)
+            else:
                 substitute(self.graph, old, new, rename=new in made)
         self.graph.remove(self.anchor, safe=True)
+
+    def _require_unused(self, output: ir.Value) -> None:
+        if output.uses() or output.is_graph_output():
+            raise ModelError(
+                f"the output '{output.name}' of {label(self.anchor)} is not supported",
+                hint="export the model without it",
+            )
 
 
 def substitute(graph: ir.Graph, old: ir.Value, new: ir.Value, *, rename: bool = False) -> None:
@@ -122,7 +131,7 @@ def substitute(graph: ir.Graph, old: ir.Value, new: ir.Value, *, rename: bool = 
     if old.is_graph_output():
         if new.producer() is None or new.is_graph_output():
             identity = ir.node("Identity", [new], name=fresh(graph, old.name or "identity"))
-            set_type(identity.outputs[0], new.dtype, tuple(int(d) for d in new.shape or ()))
+            set_type(identity.outputs[0], new.dtype, shape_of(new))
             anchor = old.producer()
             assert anchor is not None
             graph.insert_after(anchor, identity)

@@ -172,8 +172,9 @@ def inline_if(graph: ir.Graph, node: ir.Node) -> bool:
     branch.remove(nodes)
     for value in list(branch.initializers.values()):
         _move_initializer(branch, graph, value)
-    for value in (v for n in nodes for v in n.outputs if v.name):
-        value.name = fresh(graph, value.name)
+    for value in (v for n in nodes for v in n.outputs):
+        if value.name:
+            value.name = fresh(graph, value.name)
     if nodes:
         graph.insert_after(node, nodes)
     for old, new in zip(node.outputs, outputs):
@@ -188,6 +189,6 @@ def _move_initializer(source: ir.Graph, target: ir.Graph, value: ir.Value) -> No
     if value.name in target.initializers:
         value.name = fresh(target, value.name)
     if value.const_value is not None:
-        value.shape = ir.Shape(value.const_value.shape)
+        value.shape = ir.Shape(value.const_value.shape.numpy())
         value.type = ir.TensorType(value.const_value.dtype)
     target.initializers.add(value)

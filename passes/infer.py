@@ -21,6 +21,9 @@ Type = tuple[int, Shape | None]
 Types = tuple[Type | None, ...]
 Data = tuple[np.ndarray | None, ...]
 
+NORMAL_OPSET = 23
+"""The opset of the normal form."""
+
 DATA_LIMIT = 4096
 """Constants up to so many bytes are shown to shape inference."""
 
@@ -120,6 +123,8 @@ def infer(node: ir.Node, opsets: Mapping[str, int]) -> None:
 def _from_schema(node: ir.Node, opsets: Mapping[str, int]) -> Types:
     domain = "" if node.domain == "ai.onnx" else node.domain
     version = opsets.get(domain, opsets.get(node.domain, 1))
+    if domain == "" and not onnx.defs.has(node.op_type, version, domain):
+        version = max(version, NORMAL_OPSET)  # the compiler made it
     if not onnx.defs.has(node.op_type, version, domain):
         return (None,) * len(node.outputs)
     types = tuple(None if v is None else _type(v) for v in node.inputs)

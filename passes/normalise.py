@@ -13,7 +13,7 @@ from onnxmesh.compiler.ir import recipe as recipes
 from onnxmesh.passes.build import Builder, is_folded
 from onnxmesh.passes.cse import share_common
 from onnxmesh.passes.fold import fold
-from onnxmesh.passes.infer import DOMAIN
+from onnxmesh.passes.infer import DOMAIN, NORMAL_OPSET
 from onnxmesh.passes.normalise_attention import ATTENTION_RULES
 from onnxmesh.passes.normalise_constants import to_recipe
 from onnxmesh.passes.normalise_noops import drop_noop
@@ -47,6 +47,7 @@ def normalise(model: ir.Model) -> ir.Model:
     common.RemoveUnusedNodesPass()(model)
     graph.meta[SOURCES] = _sources(graph, tensors)
     model.opset_imports[DOMAIN] = 1
+    model.opset_imports[""] = max(model.opset_imports.get("", 1), NORMAL_OPSET)
     return model
 
 

@@ -174,8 +174,8 @@ def reduce_(node: ir.Node, b: Builder) -> bool:
     x, shape = _x(node)
     axes = numbers(node, 1)
     if axes is None:
-        axes = list(node.attributes.get_ints("axes", None) or [])
-    if not axes and node.attributes.get_int("noop_with_empty_axes", 0):
+        axes = list(node.attributes.get_ints("axes", ()))
+    if not axes and node.attributes.get_int("noop_with_empty_axes", 0) == 1:
         b.replace(b.reshape(x, *shape))
         return True
     axes = axes_of(node, axes, len(shape)) if axes else list(range(len(shape)))
@@ -240,7 +240,7 @@ def explicit_axis(node: ir.Node, b: Builder) -> bool:
 def transpose(node: ir.Node, b: Builder) -> bool:
     """The order stands in the attribute."""
     rank = len(shape_of(present(node, 0)))
-    perm = node.attributes.get_ints("perm", None) or tuple(reversed(range(rank)))
+    perm = node.attributes.get_ints("perm", ()) or tuple(reversed(range(rank)))
     node.attributes["perm"] = ir.AttrInt64s("perm", perm)
     return False
 
