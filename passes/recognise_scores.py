@@ -1,0 +1,235 @@
+"""The walk from a Softmax to the contraction before it and to the one behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import onnx_ir as ir
+
+from onnxmesh.passes.match import (
+    Miss,
+    describe,
+    given,
+    label,
+    last_axis,
+    producer,
+    scalar,
+    scaled,
+    shape_of,
+    users,
+)
+from onnxmesh.passes.recognise_contraction import Contraction, contraction
+from onnxmesh.passes.recognise_layout import permutation
+from onnxmesh.passes.recognise_masks import HIDES, Condition, Term
+
+DEPTH = 24
+"""Ops between a Softmax and a contraction, at most."""
+
+Path = list[tuple[ir.Node, int]]
+"""Nodes on the way, each with the input that carries the scores."""
+
+
+@dataclass(slots=True)
+class Scores:
+    """What happens between the first contraction and the softmax: scale, soft cap (0: none), masks.
+
+    `floor` says that scores below the lowest finite number are raised to it.
+    """
+
+    source: Contraction
+    batch: tuple[int, ...]
+    scale: float = 1.0
+    cap: float = 0.0
+    terms: list[Term] = field(default_factory=list)
+    floor: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What happens between the softmax and the second contraction, whose operand `index` the weights are.
+
+    `hidden` is the condition of a selection that gives the other weights zero.
+    """
+
+    target: Contraction
+    index: int
+    batch: tuple[int, ...]
+    swapped: bool = False
+    guarded: bool = False
+    hidden: Condition | None = None
+
+
+# --- before the softmax -------------------------------------------------------------------------------------
+
+
+def find_scores(softmax: ir.Node) -> Scores:
+    """What leads from a contraction to the softmax.
+
+    Raises:
+        Miss: nothing does, or not in a way that Attention has.
+    """
+    source, path = _path(given(softmax, 0), DEPTH)
+    if not last_axis(softmax, default=-1):
+        raise Miss("the softmax is not over the last axis")
+    keys, queries = source.out[-1:], source.out[-2:-1]
+    owners = [[keys in labels, queries in labels] for labels in source.labels]
+    if sorted(owners) != [[False, True], [True, False]] or len(source.summed) != 1:
+        raise Miss(f"the scores of {label(source.node)} are not batch, queries and keys ({source.out})")
+    scores = Scores(source, shape_of(source.node.outputs[0])[:-2])
+    for node, index in path:
+        _pass(scores, node, index)
+    if scores.cap:
+        scores.scale *= scores.cap
+    return scores
+
+
+def _path(value: ir.Value, depth: int) -> tuple[Contraction, Path]:
+    """The contraction that the scores come from, and the nodes behind it, in order."""
+    node = producer(value)
+    found = contraction(node)
+    if found is not None:
+        return found, []
+    if node is None or depth == 0:
+        raise Miss(f"no MatMul before the softmax: the scores come from {describe(value)}")
+    reason: Miss | None = None
+    for index in _carriers(node):
+        try:
+            source, path = _path(given(node, index), depth - 1)
+            return source, [*path, (node, index)]
+        except Miss as miss:
+            reason = reason or miss
+    raise reason or Miss(f"no MatMul before the softmax: the scores come from {describe(value)}")
+
+
+def _carriers(node: ir.Node) -> Sequence[int]:
+    """The inputs of a node between contraction and softmax that may carry the scores."""
+    shape = shape_of(node.outputs[0])
+    match node.op_type:
+        case "Cast" | "Identity" | "Reshape" | "Tanh" | "Sub" | "Neg":
+            return [0]
+        case "Mul" | "Div":
+            found = scaled(node)
+            return [list(node.inputs).index(found[0])] if found is not None else []
+        case "Add":
+            return [i for i in (0, 1) if shape_of(node.inputs[i]) == shape]
+        case "Where":
+            return [i for i in (1, 2) if scalar(node.inputs[3 - i]) is not None]
+        case "Max" if len(node.inputs) == 2:
+            return [i for i in (0, 1) if scalar(node.inputs[1 - i]) is not None]
+    return []
+
+
+def _pass(scores: Scores, node: ir.Node, index: int) -> None:
+    """Record what one node does to the scores."""
+    before, after = shape_of(node.inputs[index]), shape_of(node.outputs[0])
+    if node.op_type == "Reshape":
+        if before[-2:] != after[-2:]:
+            raise Miss(f"{label(node)} reshapes queries or keys")
+        scores.batch = after[:-2]
+        return
+    if before != after:
+        raise Miss(f"the scores broadcast in {label(node)}")
+    match node.op_type:
+        case "Mul" | "Div" | "Neg":
+            found = scaled(node)
+            assert found is not None
+            _scale(scores, found[1], node)
+        case "Tanh":
+            if scores.terms or scores.cap:
+                raise Miss(f"{label(node)} is not a soft cap: masks or another cap come before it")
+            scores.cap = 1.0
+        case "Add" | "Sub":
+            sign = 1.0 if node.op_type == "Add" else -1.0
+            scores.terms.append(Term(scores.batch, given(node, 1 - index), sign))
+        case "Where":
+            fill = _hiding(node, 3 - index)
+            seen = Condition(given(node, 0), negated=index == 2)
+            scores.terms.append(Term(scores.batch, seen=seen, fill=fill))
+        case "Max":
+            _hiding(node, 1 - index)
+            scores.floor = True
+
+
+def _hiding(node: ir.Node, index: int) -> float:
+    """The constant that takes the place of a score, which must be low enough to hide the key."""
+    number = scalar(node.inputs[index])
+    assert number is not None
+    if number > HIDES:
+        raise Miss(f"{label(node)} puts {number:g} in the place of scores: not low enough to hide a key")
+    return number
+
+
+def _scale(scores: Scores, factor: float, node: ir.Node) -> None:
+    if scores.cap:
+        scores.cap *= factor
+    else:
+        scores.scale *= factor
+    if not scores.terms:
+        return
+    if factor <= 0 or any(t.seen is not None and t.fill * factor > HIDES for t in scores.terms):
+        raise Miss(f"{label(node)} multiplies masked scores by {factor:g}")
+    scores.terms = [replace(t, factor=t.factor * factor, fill=t.fill * factor) for t in scores.terms]
+
+
+# --- behind the softmax -------------------------------------------------------------------------------------
+
+
+def find_weights(softmax: ir.Node) -> Weights:
+    """What leads from the softmax to a contraction with the values.
+
+    Raises:
+        Miss: nothing does, or not in a way that Attention has.
+    """
+    value = softmax.outputs[0]
+    start = Weights(Contraction(softmax, (value, value), ("", ""), ""), 0, shape_of(value)[:-2])
+    return _weights(value, start, DEPTH)
+
+
+def _weights(value: ir.Value, so_far: Weights, depth: int) -> Weights:
+    for node in users(value, "MatMul", "Einsum"):
+        target = contraction(node)
+        if target is not None:
+            return replace(so_far, target=target, index=0 if target.operands[0] is value else 1)
+    reason: Miss | None = None
+    for node in users(value) if depth else ():
+        following = _after(node, value, so_far)
+        if following is None:
+            continue
+        try:
+            return _weights(node.outputs[0], following, depth - 1)
+        except Miss as miss:
+            reason = reason or miss
+    ops = sorted({n.op_type for n in users(value)}) or ["an output"]
+    raise reason or Miss(f"MatMul missing on the value side: the weights go to {', '.join(ops)}")
+
+
+def _after(node: ir.Node, value: ir.Value, so_far: Weights) -> Weights | None:
+    """The state behind one node that may stand between softmax and contraction."""
+    match node.op_type:
+        case "Cast" | "Identity":
+            return so_far
+        case "Reshape":
+            shape = shape_of(node.outputs[0])
+            return replace(so_far, batch=shape[:-2]) if shape[-2:] == shape_of(value)[-2:] else None
+        case "Transpose":
+            perm = permutation(node)
+            n = len(perm)
+            swap = (*range(n - 2), n - 1, n - 2)
+            return replace(so_far, swapped=not so_far.swapped) if perm == swap else None
+        case "Where":
+            return _selected(node, value, so_far)
+    return None
+
+
+def _selected(node: ir.Node, value: ir.Value, so_far: Weights) -> Weights | None:
+    """A guard against NaN, or a mask that gives hidden keys no weight."""
+    condition, first, second = given(node, 0), given(node, 1), given(node, 2)
+    nan = producer(condition, "IsNaN")
+    if second is value and scalar(first) == 0:
+        if nan is not None and nan.inputs[0] is value:
+            return replace(so_far, guarded=True)
+        return replace(so_far, hidden=Condition(condition, negated=True))
+    if first is value and scalar(second) == 0 and condition is not value:
+        return replace(so_far, hidden=Condition(condition))
+    return None
