@@ -33,7 +33,7 @@ def _evaluate(call: Call, expression: Any, inputs: Sequence[Array]) -> Array:
 
 def parts(expression: Any) -> tuple[str, Mapping[str, Any], Sequence[Any]]:
     """(op, attributes, operands) of an op's node. Raises PlanError where it is none."""
-    if not isinstance(expression, list | tuple) or len(expression) < 2 or expression[0] not in ELEMENTWISE:
+    if not isinstance(expression, list | tuple) or len(expression) < 2 or not _is_op(expression[0]):
         raise PlanError(f"not a fused expression: {expression!r}")
     if isinstance(expression[1], Mapping):
         return expression[0], expression[1], expression[2:]
@@ -47,3 +47,7 @@ def result_dtype(op: str, attrs: Mapping[str, Any], operands: Sequence[Any]) -> 
     if op in PREDICATES:
         return dtype("bool")
     return operands[1] if op in ("Where", "CastLike") else operands[0]
+
+
+def _is_op(name: Any) -> bool:
+    return isinstance(name, str) and name in ELEMENTWISE
