@@ -27,7 +27,7 @@ from onnxmesh.passes.match import (
 from onnxmesh.passes.recognise_contraction import Contraction
 from onnxmesh.passes.recognise_layout import Found, Step, chain, layout, onward, resolve, view
 from onnxmesh.passes.recognise_masks import Condition, Grid, Masks, Term, conditions, gather, grouped
-from onnxmesh.passes.recognise_scores import Scores, Weights, find_scores, find_weights
+from onnxmesh.passes.recognise_scores import Scores, Weights, between_contractions, find_scores, find_weights
 
 PATTERN = "Attention"
 
@@ -78,7 +78,8 @@ def _around(editor: Editor, softmax: ir.Node) -> Finding | None:
         weights = miss
     name = label(softmax)
     if isinstance(scores, Miss):
-        return None if isinstance(weights, Miss) else Finding(PATTERN, name, False, str(scores))
+        plausible = isinstance(weights, Weights) or between_contractions(softmax)
+        return Finding(PATTERN, name, False, str(scores)) if plausible else None
     if isinstance(weights, Miss):
         computed = not any(is_constant(v) for v in scores.source.operands)
         return Finding(PATTERN, name, False, str(weights)) if computed else None

@@ -315,23 +315,26 @@ def resolve(
 
     The best one has the element type `dtype`, lies before the most scalings (they are returned as `scale`;
     with `absorb` off, none may be skipped) and before the repetition inside dim `repeated` (returned as
-    `copies`), and needs the fewest steps.
+    `copies`), and leaves the fewest views: those before it and those written behind it.
     """
     candidates: list[tuple[tuple[int, int, int], Found]] = []
     scale, scalings = 1.0, 0
     following = list(steps)
-    for source, step in [(value, Step("cast")), *chain(value)]:
+    links = [(value, Step("cast")), *chain(value)]
+    before = sum(step.kind not in ("cast", "scale") for _, step in links)
+    for source, step in links:
         if step.kind == "scale":
             scale, scalings = scale * step.factor, scalings + 1
             if not absorb:
                 break
         elif step.kind != "cast":
             following.insert(0, step)
+            before -= 1
         if source.dtype != dtype:
             continue
         found = _read(source, following, scale, repeated)
         if found is not None:
-            candidates.append(((-scalings, -found.copies, len(found.steps)), found))
+            candidates.append(((-scalings, -found.copies, before + len(found.steps)), found))
     return min(candidates, key=lambda c: c[0])[1] if candidates else None
 
 

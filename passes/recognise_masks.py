@@ -162,13 +162,13 @@ def causal(editor: Editor, condition: Condition, grid: Grid) -> tuple[ir.Value, 
     node = producer(condition.value, "LessOrEqual", "GreaterOrEqual", "Less", "Greater")
     if node is not None:
         return _compared(editor, node, condition.negated, grid)
-    shape = shape_of(condition.value)
-    if shape[-2:] != (grid.s, grid.t) or math.prod(shape[:-2]) != 1:
-        return None
     seen = _seen(condition)
-    if seen is None:
+    if seen is None or seen.shape[-2:] != (grid.s, grid.t):
         return None
-    seen = seen.reshape(grid.s, grid.t)
+    same = seen.reshape(-1, grid.s, grid.t)
+    seen = same[0]
+    if not (same == seen).all():
+        return None
     offset = int(seen[0].sum()) - 1
     if not np.array_equal(seen, np.tri(grid.s, grid.t, offset, dtype=bool)):
         return None
@@ -243,6 +243,8 @@ def _take(editor: Editor, masks: Masks, term: Term, grid: Grid, alone: bool) -> 
         if found is not None and (found[1] == -math.inf or (not masks.conditions and masks.added is None)):
             seen, fill, value = found[0], found[1] * term.factor, None
     if value is not None:
+        if _nothing(value):
+            return
         if masks.fill is not None and masks.fill != -math.inf:
             _settle(editor, masks, grid)
         bias = rank4(editor, value, grid)
@@ -260,6 +262,15 @@ def _take(editor: Editor, masks: Masks, term: Term, grid: Grid, alone: bool) -> 
         return
     masks.conditions += [c for c in found_conditions if c not in masks.conditions]
     masks.fill = fill
+
+
+def _nothing(value: ir.Value) -> bool:
+    """Whether the value is zero everywhere: older exporters add such a one."""
+    node = producer(value, "Expand", "Reshape", "Mul")
+    if node is not None:
+        return any(_nothing(v) for v in node.inputs if v is not None)
+    data = array(value)
+    return data is not None and not data.any()
 
 
 def _settle(editor: Editor, masks: Masks, grid: Grid) -> None:
@@ -311,6 +322,9 @@ def _sum(editor: Editor, a: ir.Value, b: ir.Value) -> ir.Value:
 
 def rank4(editor: Editor, value: ir.Value, grid: Grid) -> ir.Value:
     """`value`, which broadcasts to scores with the batch dims of `grid`, broadcasting to `[b,h,s,t]`."""
+    node = producer(value, "Expand")
+    if node is not None:
+        return rank4(editor, given(node, 0), grid)
     shape = shape_of(value)
     if len(shape) == 4 and grid.batch == (grid.b, grid.h):
         return value
@@ -319,6 +333,10 @@ def rank4(editor: Editor, value: ir.Value, grid: Grid) -> ir.Value:
     padded = (1,) * (len(grid.batch) + 2 - len(shape)) + shape
     batch = grouped(padded[:-2], grid.batch, grid.b, grid.h)
     if batch is None or batch[0] not in (1, grid.b) or batch[1] not in (1, grid.h):
+        padded = (*grid.batch, *padded[-2:])
+        value = editor.op("Expand", [value], padded, domain=DOMAIN)
+        batch = grouped(grid.batch, grid.batch, grid.b, grid.h)
+    if batch is None:
         raise Miss(f"the mask of shape {list(shape)} does not fit {grid.b} x {grid.h} heads")
     return editor.op("Reshape", [value], (*batch, *padded[-2:]), domain=DOMAIN)
 

@@ -11,6 +11,7 @@ from onnxmesh.passes.match import (
     Miss,
     describe,
     given,
+    is_constant,
     label,
     last_axis,
     producer,
@@ -25,6 +26,9 @@ from onnxmesh.passes.recognise_masks import HIDES, Condition, Term
 
 DEPTH = 24
 """Ops between a Softmax and a contraction, at most."""
+
+NEAR = 4
+"""Ops of any kind around a Softmax among which a contraction speaks for attention."""
 
 Path = list[tuple[ir.Node, int]]
 """Nodes on the way, each with the input that carries the scores."""
@@ -69,7 +73,7 @@ def find_scores(softmax: ir.Node) -> Scores:
     Raises:
         Miss: nothing does, or not in a way that Attention has.
     """
-    source, path = _path(given(softmax, 0), DEPTH)
+    source, path = _path(given(softmax, 0), DEPTH, set())
     if not last_axis(softmax, default=-1):
         raise Miss("the softmax is not over the last axis")
     keys, queries = source.out[-1:], source.out[-2:-1]
@@ -84,22 +88,29 @@ def find_scores(softmax: ir.Node) -> Scores:
     return scores
 
 
-def _path(value: ir.Value, depth: int) -> tuple[Contraction, Path]:
-    """The contraction that the scores come from, and the nodes behind it, in order."""
+def _path(value: ir.Value, depth: int, seen: set[ir.Value]) -> tuple[Contraction, Path]:
+    """The nearest contraction that the scores come from, and the nodes behind it, in order."""
     node = producer(value)
     found = contraction(node)
     if found is not None:
         return found, []
-    if node is None or depth == 0:
-        raise Miss(f"no MatMul before the softmax: the scores come from {describe(value)}")
-    reason: Miss | None = None
-    for index in _carriers(node):
+    ways: list[tuple[Contraction, Path]] = []
+    reason = Miss(f"no MatMul before the softmax: the scores come from {describe(value)}")
+    for index in _carriers(node) if node is not None and depth else ():
+        assert node is not None
+        before = given(node, index)
+        if before in seen:
+            continue
+        seen.add(before)
         try:
-            source, path = _path(given(node, index), depth - 1)
-            return source, [*path, (node, index)]
+            source, path = _path(before, depth - 1, seen)
         except Miss as miss:
-            reason = reason or miss
-    raise reason or Miss(f"no MatMul before the softmax: the scores come from {describe(value)}")
+            reason = miss
+        else:
+            ways.append((source, [*path, (node, index)]))
+    if not ways:
+        raise reason
+    return min(ways, key=lambda way: len(way[1]))
 
 
 def _carriers(node: ir.Node) -> Sequence[int]:
@@ -233,3 +244,24 @@ def _selected(node: ir.Node, value: ir.Value, so_far: Weights) -> Weights | None
     if first is value and scalar(second) == 0 and condition is not value:
         return replace(so_far, hidden=Condition(condition))
     return None
+
+
+# --- near misses --------------------------------------------------------------------------------------------
+
+
+def between_contractions(softmax: ir.Node) -> bool:
+    """Whether products of two computed values stand within a few nodes of both sides of the softmax."""
+    before = [v for v in softmax.inputs if v is not None]
+    return _reaches(before, backwards=True) and _reaches(list(softmax.outputs), backwards=False)
+
+
+def _reaches(values: list[ir.Value], backwards: bool) -> bool:
+    for _ in range(NEAR):
+        nodes = [producer(v) for v in values] if backwards else [n for v in values for n in users(v)]
+        found = [n for n in nodes if n is not None]
+        for node in found:
+            target = contraction(node)
+            if target is not None and not any(is_constant(v) for v in target.operands):
+                return True
+        values = [v for n in found for v in (n.inputs if backwards else n.outputs) if v is not None]
+    return False
