@@ -104,9 +104,9 @@ def _from_proto(proto: onnx.ModelProto, name: str, folder: Path | None) -> ir.Mo
         raise ModelError(f"{name} is not an ONNX model, or was cut short: {lacks}", hint="is the copy complete?")
     if not proto.graph.output:
         raise ModelError(f"{name} has no outputs", hint="was it cut short?")
-    _check(_light(proto))
     for tensor in proto.graph.initializer:
         _check_inline(tensor, name)
+    _check(_light(proto))
     try:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:

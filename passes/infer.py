@@ -169,7 +169,7 @@ def attribute_key(attribute: ir.Attr) -> str:
 
 
 def _ask(node: ir.Node, domain: str, version: int, types: Types, data: Data) -> Types:
-    """Ask the op's shape function; where it cannot tell, its function body, in a model of one node."""
+    """Ask the op's shape function."""
     proto = ir.serde.serialize_node(node)
     names = [f"i{k}" if t is not None else "" for k, t in enumerate(types)]
     outputs = [f"o{k}" for k in range(len(node.outputs))]
@@ -181,30 +181,7 @@ def _ask(node: ir.Node, domain: str, version: int, types: Types, data: Data) -> 
     schema = onnx.defs.get_schema(node.op_type, version, domain)
     opsets = [onnx.helper.make_opsetid(domain, version)]
     found = onnx.shape_inference.infer_node_outputs(schema, proto, protos, tensors, opset_imports=opsets)
-    result = tuple(_read(found.get(n)) for n in outputs)
-    has_body = schema.has_function or schema.has_context_dependent_function
-    if has_body and any(t is None or t[1] is None or None in t[1] for t in result):
-        return _ask_body(proto, protos, tensors, opsets)
-    return result
-
-
-def _ask_body(
-    proto: onnx.NodeProto,
-    types: Mapping[str, onnx.TypeProto],
-    data: Mapping[str, onnx.TensorProto],
-    opsets: list[onnx.OperatorSetIdProto],
-) -> Types:
-    graph = onnx.helper.make_graph(
-        [proto],
-        "one",
-        [onnx.helper.make_value_info(n, t) for n, t in types.items()],
-        [onnx.helper.make_empty_tensor_value_info(n) for n in proto.output],
-        initializer=list(data.values()),
-    )
-    model = onnx.helper.make_model(graph, opset_imports=opsets)
-    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    found = {v.name: v.type for v in model.graph.output}
-    return tuple(_read(found.get(n)) for n in proto.output)
+    return tuple(_read(found.get(n)) for n in outputs)
 
 
 def _read(proto: onnx.TypeProto | None) -> Type | None:
@@ -232,7 +209,7 @@ def _first_line(error: Exception) -> str:
     return text[0] if text else type(error).__name__
 
 
-# --- ops of the normal form that earlier passes make --------------------------------------------------------
+# --- ops of the normal form, and ops that ONNX has no shape function for ------------------------------------
 
 
 def _attention(node: ir.Node) -> Types:
@@ -254,5 +231,7 @@ DOMAIN = "onnxmesh"
 _OWN: dict[tuple[str, str], Callable[[ir.Node], Types]] = {
     (DOMAIN, "Attention"): _attention,
     (DOMAIN, "Rotary"): _like_first,
+    ("", "MeanVarianceNormalization"): _like_first,
+    ("", "GroupNormalization"): _like_first,
     **{(DOMAIN, op): _kept for op in ("Reshape", "Expand", "Slice", "Split")},
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +10,7 @@ import onnx
 import onnx.reference.ops
 import onnx_ir as ir
 
-import onnxmesh.runtime.kernels
+import onnxmesh.runtime.kernels  # noqa: F401
 from onnxmesh.compiler.ir import recipe as recipes
 from onnxmesh.passes.normalise import SOURCES
 from onnxmesh.runtime.errors import PlanError
@@ -20,9 +18,6 @@ from onnxmesh.runtime.kernels.registry import Call, TensorType, find
 from onnxmesh.runtime.recipe import evaluate as evaluate_recipe
 
 Arrays = dict[str, np.ndarray]
-
-for module in pkgutil.iter_modules(onnxmesh.runtime.kernels.__path__):
-    importlib.import_module(f"onnxmesh.runtime.kernels.{module.name}")
 
 
 def evaluate(model: ir.Model, inputs: Mapping[str, np.ndarray], *, keep: bool = False) -> Arrays:
