@@ -102,6 +102,7 @@ class Factors:
         sums: labels that inputs alone carry and the op reduces: label -> the reduction of the Partial result.
         linear: sets of inputs which, all Partial(sum) at once, give Partial(sum) outputs.
         expand: label -> the expansion that a strategy on it needs.
+        single: labels whose parts must be on one rank only, since a statistic counts them.
     """
 
     ins: tuple[Labels, ...]
@@ -109,6 +110,7 @@ class Factors:
     sums: tuple[tuple[str, str], ...] = ()
     linear: tuple[frozenset[int], ...] = ()
     expand: tuple[tuple[str, str], ...] = ()
+    single: tuple[str, ...] = ()
 
     def strategies(self, view: OpView, port: Port, placement: Placement) -> Iterable[Strategy]:
         """The strategies in which `port` has `placement`."""
@@ -125,6 +127,8 @@ class Factors:
     def cut(self, view: OpView, label: str, segments: Segments) -> Strategy | None:
         """The strategy that cuts one label, or None where it cannot be."""
         reduction = dict(self.sums).get(label)
+        if label in self.single and any(s.copies > 1 for s in segments):
+            return None
         once = reduction == "sum" and any(s.copies > 1 for s in segments)
         if once and not any(c and label in labels for c, labels in zip(view.constant, self.ins)):
             return None  # a segment that several ranks hold would count more than once

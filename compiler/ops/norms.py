@@ -22,7 +22,7 @@ def last_dims(view: OpView) -> Factors:
     if any(label == (None,) for label in scales):
         tail = (None,) * len(tail)  # a scale that broadcasts is not worth the case
     outs = ((*lead, *tail), *((*lead, *(None,) * (len(out) - axis)) for out in view.outs[1:]))
-    return Factors(((*lead, *tail), *scales), outs, expand=(("normalised", "stat_norm"),))
+    return Factors(((*lead, *tail), *scales), outs, expand=(("normalised", "stat_norm"),), single=("normalised",))
 
 
 def one_axis(view: OpView) -> Factors:

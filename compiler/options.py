@@ -1,0 +1,33 @@
+"""What a user can ask of a compile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from onnxmesh.runtime.mesh import Mesh
+
+CpStrategy = Literal["auto", "allgather", "ulysses", "ring"]
+CP_STRATEGIES: tuple[CpStrategy, ...] = ("auto", "allgather", "ulysses", "ring")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of one compile.
+
+    Attributes:
+        mesh: sizes of the axes dp, cp and tp.
+        shapes: input name -> sizes; binds dynamic dims.
+        dims: dim name -> size; binds dynamic dims.
+        cp_strategy: how self-attention runs on the cp axis; `auto` lets the costs choose.
+        shard_outputs: leave graph outputs as the program has them, instead of whole on every rank.
+        allow_replicated: accept an axis on which nothing worth having was sharded.
+    """
+
+    mesh: Mesh
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    dims: Mapping[str, int] = field(default_factory=dict)
+    cp_strategy: CpStrategy = "auto"
+    shard_outputs: bool = False
+    allow_replicated: bool = False

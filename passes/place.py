@@ -1,0 +1,53 @@
+"""Place: one strategy for every node on one mesh axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from onnxmesh.compiler.ir.rule import OpView, Strategy
+from onnxmesh.compiler.options import CpStrategy
+from onnxmesh.passes.candidates import enumerate_strategies
+from onnxmesh.passes.roles import constrain
+from onnxmesh.passes.solve import solve
+from onnxmesh.passes.tie import tie
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What was chosen on one axis, before anything is moved.
+
+    Attributes:
+        strategies, views: by node.
+        self_attention: nodes that the cp axis pins.
+        notes: what the axis's role could not have, by node.
+        classes: how many decisions there were.
+    """
+
+    axis: str
+    ranks: int
+    strategies: Mapping[ir.Node, Strategy]
+    views: Mapping[ir.Node, OpView]
+    self_attention: frozenset[ir.Node] = frozenset()
+    notes: Mapping[ir.Node, str] = field(default_factory=dict)
+    classes: int = 0
+
+
+def place(graph: ir.Graph, axis: str, ranks: int, *, cp_strategy: CpStrategy, shard_outputs: bool) -> Placed:
+    """Choose the strategies of all nodes on `axis`."""
+    quotient = tie(graph, ranks)
+    space = enumerate_strategies(quotient)
+    allowed = constrain(space, axis, cp_strategy)
+    chosen = solve(space, allowed, shard_outputs=shard_outputs)
+    classes = quotient.classes
+    return Placed(
+        axis,
+        ranks,
+        {node: chosen[index] for node, index in quotient.class_of.items()},
+        {node: classes[index].view for node, index in quotient.class_of.items()},
+        frozenset(node for index in allowed.self_attention for node in classes[index].nodes),
+        {node: note for index, note in allowed.notes.items() for node in classes[index].nodes},
+        len(classes),
+    )
