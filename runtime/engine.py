@@ -1,0 +1,137 @@
+"""The engine: one rank's buffers, and the loop over the instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+import onnxmesh.runtime.kernels  # noqa: F401  (registers them)
+from onnxmesh.runtime.collectives import execute
+from onnxmesh.runtime.comm import Communicator, PeerFailed
+from onnxmesh.runtime.dtypes import dtype
+from onnxmesh.runtime.errors import RunError
+from onnxmesh.runtime.host import LoneCommunicator
+from onnxmesh.runtime.kernels.registry import Array, Call, TensorType, find
+from onnxmesh.runtime.mesh import Mesh
+from onnxmesh.runtime.plan import Buffer, Collective, Instruction, Launch, Program
+
+Hook = Callable[[int, Instruction, Sequence[Array]], None]
+"""Called after every instruction with its index, itself and its results; it must not keep or change them."""
+
+Step = Callable[[], Any]
+
+
+class Engine:
+    """Runs a program on one rank.
+
+    Buffers are bound once: the arena is one array of bytes, and every buffer a typed view of it at the offset that
+    the plan gives. Every kernel's result is copied to its buffer, so the plan's memory is what is really used.
+
+    Args:
+        program: the instructions.
+        weights: this rank's shards, in the order of the plan's weights.
+        communicator: how to reach the other ranks; None on a mesh of one.
+        xp: the array namespace.
+        hook: called after every instruction, if given.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Sequence[Array],
+        communicator: Communicator | None = None,
+        xp: Any = np,
+        hook: Hook | None = None,
+    ) -> None:
+        self.program = program
+        self.communicator = communicator or LoneCommunicator(Mesh.of(), 0)
+        self.hook = hook
+        self._xp = xp
+        self._coordinate = self.communicator.mesh.coordinate(self.communicator.rank)
+        self._arena = xp.empty(program.arena_bytes, xp.uint8)
+        self._inputs = [xp.empty(b.shape, dtype(b.dtype)) for b in self._input_buffers()]
+        self._weights = weights
+        self._arrays = [self._bind(buffer) for buffer in program.buffers]
+        self._steps = [self._step(item) for item in program.instructions]
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run the program on local `inputs`, in the order of the program's; the local outputs.
+
+        The outputs are views of the engine's memory, good until the next run.
+
+        Raises:
+            RunError: an instruction failed; names the rank, the instruction, its kernel, node and shapes.
+        """
+        for buffer, given in zip(self._inputs, inputs, strict=True):
+            buffer[...] = given
+        with np.errstate(all="ignore"):
+            for index, (item, step) in enumerate(zip(self.program.instructions, self._steps)):
+                self._do(index, item, step)
+        return [self._arrays[port.buffer] for port in self.program.outputs]
+
+    def array(self, buffer: int) -> Array:
+        """The memory of a buffer, by its number in the program."""
+        return self._arrays[buffer]
+
+    def _do(self, index: int, item: Instruction, step: Step) -> None:
+        try:
+            results = step()
+            for out, result in zip(item.outs, results, strict=True):
+                self._store(self._arrays[out], result)
+        except PeerFailed:
+            raise
+        except RunError as error:
+            error.args = (f"{self._describe(index, item)}: {error.args[0]}", *error.args[1:])
+            raise
+        except Exception as error:
+            raise RunError(f"{self._describe(index, item)}: {type(error).__name__}: {error}") from error
+        if self.hook is not None:
+            self.hook(index, item, [self._arrays[out] for out in item.outs])
+
+    def _store(self, buffer: Array, result: Array) -> None:
+        if result.shape != buffer.shape or result.dtype != buffer.dtype:
+            raise ValueError(
+                f"the result is {result.dtype}{list(result.shape)}, the plan says {buffer.dtype}{list(buffer.shape)}"
+            )
+        buffer[...] = result
+
+    def _step(self, item: Instruction) -> Step:
+        """What runs an instruction and returns its results, with everything looked up beforehand."""
+        inputs = [self._arrays[i] if i >= 0 else None for i in item.ins]
+        if isinstance(item, Collective):
+            return lambda: [execute(item, x, self.communicator, self._xp) for x in inputs]
+        outs = tuple(TensorType(self._arrays[i].dtype, self._arrays[i].shape) for i in item.outs)
+        function, call = find(item.kernel), Call(self._xp, item.attrs, outs, self._coordinate)
+
+        def launch() -> Any:
+            results = function(call, *inputs)
+            return results if isinstance(results, tuple) else (results,)
+
+        return launch
+
+    def _describe(self, index: int, item: Instruction) -> str:
+        name = item.kernel if isinstance(item, Launch) else f"{item.kind} along {item.axis}"
+        buffers = [self.program.buffers[i] for i in item.ins if i >= 0]
+        shapes = ", ".join(f"{b.dtype}{list(b.shape)}" for b in buffers)
+        return (
+            f"rank {self.communicator.rank}: instruction {index}, {name} of node {item.node!r}, "
+            f"failed on {shapes or 'no inputs'}"
+        )
+
+    def _input_buffers(self) -> list[Buffer]:
+        """For every input its local type. An input that the program does not read has its port's buffer."""
+        return [self.program.buffers[port.buffer] for port in self.program.inputs]
+
+    def _bind(self, buffer: Buffer) -> Array:
+        if buffer.kind == "view":
+            return self._bind(self.program.buffers[buffer.source]).reshape(buffer.shape)
+        if buffer.kind == "weight":
+            return self._weights[buffer.source].reshape(buffer.shape)
+        if buffer.kind == "input":
+            return self._inputs[buffer.source].reshape(buffer.shape)
+        kind = dtype(buffer.dtype)
+        size = prod(buffer.shape) * kind.itemsize
+        return self._arena[buffer.offset : buffer.offset + size].view(kind).reshape(buffer.shape)

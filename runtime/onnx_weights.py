@@ -1,0 +1,89 @@
+"""Initialisers of an ONNX file, read one at a time: the source reader behind recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxmesh.runtime.errors import PlanError
+
+
+def onnx_fetch(model_path: str | Path) -> Callable[[str], np.ndarray]:
+    """A function that reads an initialiser of the model by name: its value, in memory of its own.
+
+    External data is read slice by slice from its files, which must lie in the model's folder. `onnx` is
+    imported only here.
+
+    Raises:
+        PlanError: the model cannot be read. The function raises it for an unknown name, for data that lies
+            outside of the folder, and for data that does not fit the declared shape.
+    """
+    import onnx
+
+    path = Path(model_path)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own errors share no base class
+        raise PlanError(f"{path}: not a readable ONNX model: {error}") from error
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors |= _constants(model.graph)
+
+    def fetch(name: str) -> np.ndarray:
+        if name not in tensors:
+            raise PlanError(f"{path}: has no initialiser {name!r}", hint="is it the model that was compiled?")
+        return _read(tensors[name], path)
+
+    return fetch
+
+
+def _constants(graph: Any) -> dict[str, Any]:
+    """The tensors of Constant nodes, by the name of their output."""
+    return {
+        node.output[0]: attribute.t
+        for node in graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    }
+
+
+def _read(tensor: Any, model_path: Path) -> np.ndarray:
+    from onnx import TensorProto, numpy_helper
+
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return numpy_helper.to_array(tensor)
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    path = _inside(model_path.resolve().parent, where.get("location", ""), tensor.name)
+    return _read_slice(tensor, path, int(where.get("offset", 0)), where.get("length"))
+
+
+def _inside(folder: Path, location: str, name: str) -> Path:
+    path = (folder / location).resolve()
+    if not location or not path.is_relative_to(folder):
+        raise PlanError(f"initialiser {name!r}: external data {location!r} lies outside of the model's folder")
+    return path
+
+
+def _read_slice(tensor: Any, path: Path, offset: int, length: str | None) -> np.ndarray:
+    from onnx import helper
+
+    kind, shape = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)), tuple(tensor.dims)
+    array = np.empty(shape, kind)
+    view = array.reshape(-1).view(np.uint8).data
+    if length is not None and int(length) != prod(shape) * kind.itemsize:
+        raise PlanError(f"initialiser {tensor.name!r}: {length} bytes of external data for {kind}{list(shape)}")
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            while len(view):
+                count = file.readinto(view)
+                if not count:
+                    raise PlanError(f"initialiser {tensor.name!r}: {path} ends too early")
+                view = view[count:]
+    except OSError as error:
+        raise PlanError(f"initialiser {tensor.name!r}: {path} cannot be read: {error.strerror}") from error
+    return array

@@ -1,0 +1,174 @@
+"""Whether a plan fits together: indices, sizes, placements, kernels. The types of its fields are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import onnxmesh.runtime.kernels  # noqa: F401  (registers them)
+from onnxmesh.runtime import recipe
+from onnxmesh.runtime.dtypes import dtype
+from onnxmesh.runtime.errors import PlanError
+from onnxmesh.runtime.kernels.registry import find
+from onnxmesh.runtime.mesh import Mesh
+from onnxmesh.runtime.placement import Partial, Shard, local_shape
+from onnxmesh.runtime.plan import Buffer, Collective, Instruction, Plan, Port, Program, Spec, Weight
+from onnxmesh.runtime.segments import segments_of
+
+_SEGMENTED = {
+    "AllReduce": (),
+    "ReduceScatter": (("dim", "segments"),),
+    "AllGather": (("dim", "segments"),),
+    "AllToAll": (("split_dim", "split_segments"), ("concat_dim", "concat_segments")),
+    "Shift": (),
+}
+
+
+def validate(plan: Plan) -> None:
+    """Raise PlanError, saying where, unless every part of the plan fits the others."""
+    names = [weight.name for weight in plan.weights]
+    _require(len(set(names)) == len(names), "two weights have one name")
+    _require(len(plan.programs) > 0, "the plan holds no program")
+    for weight in plan.weights:
+        where = f"weight {weight.name!r}"
+        recipe.validate(weight.recipe)
+        local(weight.shape, weight.spec, plan.mesh, where)
+        _require(
+            not weight.shards or set(weight.shards) == set(shard_keys(weight.spec, plan.mesh)),
+            f"{where}: its shards do not match its placement",
+        )
+    for number, program in enumerate(plan.programs):
+        _check_program(program, plan, f"program {number}")
+
+
+def shard_keys(spec: Spec, mesh: Mesh) -> list[str]:
+    """The keys of all pieces that `spec` cuts a weight into, in the order of the ranks that hold them."""
+    return list(dict.fromkeys(shard_key(spec, mesh, mesh.coordinate(rank)) for rank in range(mesh.size)))
+
+
+def shard_key(spec: Spec, mesh: Mesh, coordinate: Mapping[str, int]) -> str:
+    """The key of the piece at `coordinate`: `all`, `tp0`, `cp1-tp3`, only of the axes that cut."""
+    cutting = [axis for axis, placement in spec if isinstance(placement, Shard | Partial)]
+    parts = [f"{axis}{coordinate[axis]}" for axis, size in mesh.axes if axis in cutting and size > 1]
+    return "-".join(parts) or "all"
+
+
+def local(shape: tuple[int, ...], spec: Spec, mesh: Mesh, where: str) -> tuple[int, ...]:
+    """The local shape of a tensor of global `shape`. Raises PlanError if the placements do not fit it."""
+    axes = [axis for axis, _ in spec]
+    _require(len(set(axes)) == len(axes), f"{where}: an axis is placed twice")
+    for axis, placement in spec:
+        ranks = mesh.axis_size(axis)
+        if isinstance(placement, Shard):
+            fits = 0 <= placement.dim < len(shape) and placement.size == shape[placement.dim]
+            fits = fits and all(_cuts(s.size, s.copies, ranks) for s in placement.segments)
+            _require(fits, f"{where}: {placement.text(ranks)} on {axis} does not fit the shape {list(shape)}")
+        shape = local_shape(shape, placement, ranks)
+    return shape
+
+
+def _cuts(size: int, copies: int, ranks: int) -> bool:
+    return copies > 0 and ranks % copies == 0 and size >= 0 and size % (ranks // copies) == 0
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise PlanError(message)
+
+
+def _check_program(program: Program, plan: Plan, where: str) -> None:
+    for index, buffer in enumerate(program.buffers):
+        _check_buffer(buffer, index, program, plan, f"{where}: buffer {index}")
+    for kind, ports in (("input", program.inputs), ("output", program.outputs)):
+        names = [port.name for port in ports]
+        _require(len(set(names)) == len(names), f"{where}: two {kind}s have one name")
+        for port in ports:
+            _check_port(port, program, plan.mesh, f"{where}: {kind} {port.name!r}")
+    for index, instruction in enumerate(program.instructions):
+        _check_instruction(instruction, index, program, plan.mesh, f"{where}: instruction {index}")
+
+
+def _nbytes(buffer: Buffer) -> int:
+    return prod(buffer.shape) * dtype(buffer.dtype).itemsize
+
+
+def _check_buffer(buffer: Buffer, index: int, program: Program, plan: Plan, where: str) -> None:
+    if buffer.kind == "arena":
+        end, align = buffer.offset + _nbytes(buffer), dtype(buffer.dtype).itemsize
+        _require(buffer.offset >= 0 and end <= program.arena_bytes, f"{where} lies outside of the arena")
+        _require(buffer.offset % align == 0, f"{where} is not aligned")
+        return
+    many = {"view": program.buffers, "weight": plan.weights, "input": program.inputs}[buffer.kind]
+    _require(0 <= buffer.source < len(many), f"{where}: there is no {buffer.kind} {buffer.source}")
+    if buffer.kind == "view":
+        source = program.buffers[buffer.source]
+        same = source.dtype == buffer.dtype and prod(source.shape) == prod(buffer.shape)
+        _require(same, f"{where} is a view of another dtype or size")
+        _require(not _is_cycle(program, index), f"{where} is a view of itself")
+    else:
+        whole: Any = many[buffer.source]
+        expected = (whole.dtype, local(whole.shape, whole.spec, plan.mesh, where))
+        _require(expected == (buffer.dtype, buffer.shape), f"{where} does not fit its {buffer.kind}")
+
+
+def _is_cycle(program: Program, index: int) -> bool:
+    seen = set()
+    while program.buffers[index].kind == "view":
+        if index in seen or not 0 <= index < len(program.buffers):
+            return True
+        seen.add(index)
+        index = program.buffers[index].source
+        if not 0 <= index < len(program.buffers):
+            return True
+    return False
+
+
+def _check_port(port: Port, program: Program, mesh: Mesh, where: str) -> None:
+    _require(0 <= port.buffer < len(program.buffers), f"{where}: there is no buffer {port.buffer}")
+    buffer = program.buffers[port.buffer]
+    expected = (port.dtype, local(port.shape, port.spec, mesh, where))
+    _require(expected == (buffer.dtype, buffer.shape), f"{where} does not fit its buffer")
+
+
+def _check_instruction(item: Instruction, index: int, program: Program, mesh: Mesh, where: str) -> None:
+    count = len(program.buffers)
+    collective = isinstance(item, Collective)
+    first = 0 if collective else -1
+    _require(all(first <= i < count for i in item.ins), f"{where} reads a buffer that does not exist")
+    _require(all(0 <= i < count for i in item.outs), f"{where} writes a buffer that does not exist")
+    writable = all(_root(program, i).kind == "arena" for i in item.outs)
+    _require(writable, f"{where} writes a weight or an input")
+    _require(all(0 <= i < index for i in item.after), f"{where} waits for a later instruction")
+    if isinstance(item, Collective):
+        _check_collective(item, program, mesh, where)
+    else:
+        find(item.kernel)
+
+
+def _root(program: Program, index: int) -> Buffer:
+    buffer = program.buffers[index]
+    while buffer.kind == "view":
+        buffer = program.buffers[buffer.source]
+    return buffer
+
+
+def _check_collective(item: Collective, program: Program, mesh: Mesh, where: str) -> None:
+    _require(item.kind in _SEGMENTED, f"{where}: unknown collective {item.kind!r}")
+    _require(len(item.ins) == len(item.outs), f"{where}: as many results as arrays are sent")
+    _require(item.attrs.get("reduce", "sum") in ("sum", "max", "min"), f"{where}: unknown reduction")
+    _require(item.kind != "Shift" or type(item.attrs.get("offset")) is int, f"{where}: no offset")
+    for dim, segments in _SEGMENTED[item.kind]:
+        try:
+            parts = segments_of(item.attrs.get(segments))
+        except ValueError as error:
+            raise PlanError(f"{where}: {error}") from error
+        axis, rank = item.attrs.get(dim), len(program.buffers[item.ins[0]].shape) if item.ins else 0
+        _require(type(axis) is int and 0 <= axis < rank, f"{where}: wrong {dim}")
+        ranks = mesh.axis_size(item.axis)
+        _require(all(_cuts(s.size, s.copies, ranks) for s in parts), f"{where}: wrong {segments}")
+
+
+def weight_entry(weight: Weight, mesh: Mesh) -> tuple[str, tuple[int, ...]]:
+    """dtype and local shape of a weight's pieces."""
+    return weight.dtype, local(weight.shape, weight.spec, mesh, f"weight {weight.name!r}")
