@@ -263,7 +263,28 @@ INDEXING = [
            {"time_axis": 1 - b, "batch_axis": b}) for b in (0, 1)),
 ]  # fmt: skip
 
-ALL = [*ELEMENTWISE, *VIEWS, *CONTRACTIONS, *NORMS, *REDUCTIONS, *INDEXING]
+SCALES = np.array([1, 1, 2, 1.5], np.float32)
+IMAGES = [
+    *(Case("Resize", [f(1, 2, 4, 6), None, SCALES], {"mode": "nearest", "nearest_mode": rounding,
+           "coordinate_transformation_mode": coordinates})
+      for rounding, coordinates in (("floor", "asymmetric"), ("round_prefer_floor", "half_pixel"),
+                                    ("round_prefer_ceil", "align_corners"), ("ceil", "asymmetric"))),
+    *(Case("Resize", [f(1, 2, 4, 6), None, SCALES], {"mode": mode, "coordinate_transformation_mode": coordinates})
+      for mode in ("linear", "cubic") for coordinates in ("half_pixel", "align_corners", "pytorch_half_pixel")),
+    Case("Resize", [f(1, 2, 4, 6), None, None, i64(1, 2, 7, 3)], {"mode": "linear"}),
+    Case("Resize", [f(1, 2, 4, 6), None, SCALES], {"mode": "cubic", "exclude_outside": 1, "cubic_coeff_a": -0.5}),
+]  # fmt: skip
+
+Q = np.array([0.1, 0.3], np.float32)
+QUANTISED = [
+    Case("QuantizeLinear", [f(3, 2) * 30, np.array(0.2, np.float32), np.array(3, np.int8)]),
+    Case("QuantizeLinear", [f(3, 2) * 9, Q, np.array([128, 100], np.uint8)], {"axis": 1}),
+    Case("DequantizeLinear", [ints(3, 2, dtype=np.int8), np.array(0.2, np.float32), np.array(3, np.int8)]),
+    Case("DequantizeLinear", [ints(2, 3, 2, dtype=np.int8), Q], {"axis": 0}),
+    Case("DequantizeLinear", [ints(4, 2, dtype=np.int8), np.stack([Q, Q * 2])], {"axis": 0, "block_size": 2}),
+]
+
+ALL = [*IMAGES, *QUANTISED, *ELEMENTWISE, *VIEWS, *CONTRACTIONS, *NORMS, *REDUCTIONS, *INDEXING]
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)

@@ -11,8 +11,22 @@ from onnxmesh.runtime.kernels import (
     matmul,
     norms,
     pool,
+    quantise,
     reduce,
+    resize,
     views,
 )
 
-__all__ = ["attention", "elementwise", "fused", "indexing", "matmul", "norms", "pool", "reduce", "views"]
+__all__ = [
+    "attention",
+    "elementwise",
+    "fused",
+    "indexing",
+    "matmul",
+    "norms",
+    "pool",
+    "quantise",
+    "reduce",
+    "resize",
+    "views",
+]
