@@ -20,6 +20,7 @@ from onnxmesh.runtime.plan import Plan, Port, Spec
 from onnxmesh.runtime.recipe import Fetch, cut_spec
 from onnxmesh.runtime.serialize import load, read_weights
 from onnxmesh.runtime.threads import ThreadRanks
+from onnxmesh.runtime.validate import validate
 
 Feeds = Mapping[str, Any]
 
@@ -68,7 +69,7 @@ class Session:
         _check_device(device)
         if io not in ("all", "root"):
             raise InvalidArgument(f"io is 'all' or 'root', not {io!r}")
-        self.plan = plan if isinstance(plan, Plan) else load(plan)
+        self.plan = _checked_plan(plan) if isinstance(plan, Plan) else load(plan)
         self.io = io
         self._program = self.plan.programs[0]
         self._communicator = communicator
@@ -195,6 +196,11 @@ class Session:
         if missing:
             raise InvalidArgument(f"input {missing[0]!r} is missing: the inputs are {', '.join(ports)}")
         return {name: _checked(port, feeds[name]) for name, port in ports.items()}
+
+
+def _checked_plan(plan: Plan) -> Plan:
+    validate(plan)
+    return plan
 
 
 def _check_device(device: str) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+from onnxmesh.runtime.comm import CollectiveTimeout, Communicator
 from onnxmesh.runtime.engine import Engine
 from onnxmesh.runtime.errors import RunError
-from onnxmesh.runtime.plan import Buffer, Launch, Port, Program
+from onnxmesh.runtime.mesh import Mesh
+from onnxmesh.runtime.plan import Buffer, Collective, Instruction, Launch, Port, Program
+from onnxmesh.runtime.threads import run_ranks
 
 
-def program(buffers: list[Buffer], instructions: list[Launch], outputs: list[int], arena: int = 64) -> Program:
+def program(buffers: list[Buffer], instructions: Sequence[Instruction], outputs: list[int], arena: int = 64) -> Program:
     """A program with one input `x` [2, 3] in buffer 0."""
     ports = [Port(f"y{i}", buffers[i].dtype, buffers[i].shape, (), i) for i in outputs]
     x = Port("x", "float32", (2, 3), (), 0)
@@ -96,6 +100,18 @@ def test_the_hook_sees_every_result() -> None:
     )
     engine.run([X])
     assert seen == [(0, steps[0], -15.0), (1, steps[1], 15.0)]
+
+
+def test_a_rank_that_never_arrives_is_named_with_the_instruction() -> None:
+    steps = [Collective("AllReduce", "tp", (0,), (1,), {}, "layer/fc2")]
+
+    def body(comm: Communicator) -> None:
+        if comm.rank == 0:
+            Engine(program([INPUT, arena(0)], steps, [1]), [], comm).run([X])
+
+    message = r"rank 0: instruction 0, AllReduce along tp of node 'layer/fc2'.*no sign of rank 1"
+    with pytest.raises(CollectiveTimeout, match=message):
+        run_ranks(Mesh.of(tp=2), body, timeout=0.2)
 
 
 def test_a_wrong_number_of_inputs_is_refused() -> None:

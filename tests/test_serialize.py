@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,21 @@ def test_what_is_not_a_plan_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(PlanError, match="exists and is not a plan"):
             save(plan(), target)
     assert (tmp_path / "precious").read_text() == "data"
+
+
+def test_saving_holds_about_one_tensor(tmp_path: Path) -> None:
+    side, mesh = 512, Mesh.of(tp=4)
+    recipe = {"op": "transpose", "perm": [1, 0], "of": source("w")}
+    spec = (("tp", Shard.plain(1, side)),)
+    weights = tuple(Weight(f"w{i}", "float32", (side, side), spec, recipe) for i in range(8))
+    big = Plan(mesh, weights, (Program({}, (), (), (), (), 0),))
+    tracemalloc.start()
+    try:
+        save(big, tmp_path / "m.plan", lambda name: np.ones((side, side), np.float32))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * side * side * 4
 
 
 def test_attributes_of_numpy_become_plain() -> None:
