@@ -36,8 +36,10 @@ def fold(graph: ir.Graph, node: ir.Node) -> bool:
     Raises:
         ModelError: the inputs do not fit the op.
     """
-    if node.domain not in ("", "ai.onnx") or node.op_type in NOT_FOLDED:
+    if node.domain or node.op_type in NOT_FOLDED:
         return False
+    if node.op_type == "Identity" and node.outputs[0].is_graph_output():
+        return False  # it names a constant as an output
     arrays = _own_value(node) if node.op_type in _OWN_VALUE else _evaluated(graph, node)
     if arrays is None:
         return False

@@ -24,8 +24,8 @@ Data = tuple[np.ndarray | None, ...]
 NORMAL_OPSET = 23
 """The opset of the normal form."""
 
-DATA_LIMIT = 4096
-"""Constants up to so many bytes are shown to shape inference."""
+SIZES_LIMIT, SCALES_LIMIT = 4096, 64
+"""Integers, and other numbers, up to so many bytes are shown to shape inference; it asks for no weights."""
 
 
 def label(node: ir.Node) -> str:
@@ -128,7 +128,7 @@ def _from_schema(node: ir.Node, opsets: Mapping[str, int]) -> Types:
     if not onnx.defs.has(node.op_type, version, domain):
         return (None,) * len(node.outputs)
     types = tuple(None if v is None else _type(v) for v in node.inputs)
-    data = tuple(constant(v, DATA_LIMIT) for v in node.inputs)
+    data = tuple(_sizes(v) for v in node.inputs)
     key = _key(node, version, types, data)
     if key not in _REMEMBERED:
         if len(_REMEMBERED) > REMEMBERED_LIMIT:
@@ -145,6 +145,12 @@ def _from_schema(node: ir.Node, opsets: Mapping[str, int]) -> Types:
 REMEMBERED_LIMIT = 8192
 _REMEMBERED: dict[Hashable, Types] = {}
 """Types by everything that they depend on: blocks of a model repeat."""
+
+
+def _sizes(value: ir.Value | None) -> np.ndarray | None:
+    if value is None or value.dtype in (None, ir.DataType.STRING):
+        return None
+    return constant(value, SIZES_LIMIT if value.dtype.is_integer() else SCALES_LIMIT)
 
 
 def _key(node: ir.Node, version: int, types: Types, data: Data) -> Hashable:
