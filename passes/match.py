@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxmesh.compiler.ir import recipe as recipes
-from onnxmesh.passes.build import add_constant, fresh, substitute
+from onnxmesh.passes.build import add_constant, fresh, is_folded, substitute
 from onnxmesh.passes.normalise import SOURCES
-from onnxmesh.runtime.recipe import evaluate
 
 DOMAIN = "onnxmesh"
 READABLE = 1 << 26
@@ -68,15 +66,10 @@ def is_constant(value: ir.Value | None) -> bool:
 
 
 def array(value: ir.Value | None) -> np.ndarray | None:
-    """The numbers of a constant, where they are not too many; those of a recipe where they are no floats."""
-    if value is None or not is_constant(value) or math.prod(shape_of(value)) > READABLE:
+    """The numbers of a constant, where they are not too many."""
+    if value is None or not is_constant(value) or value.const_value is None:
         return None
-    if value.const_value is not None:
-        return value.const_value.numpy()
-    recipe, graph = recipes.get(value), value.graph
-    if recipe is None or graph is None or is_float(value):
-        return None
-    return np.asarray(evaluate(recipe, lambda name: graph.meta[SOURCES][name].numpy()))
+    return value.const_value.numpy() if value.const_value.size <= READABLE else None
 
 
 def scalar(value: ir.Value | None) -> float | None:
@@ -218,6 +211,21 @@ class Editor:
         if value.dtype == dtype:
             return value
         return self.op("Cast", [value], shape_of(value), dtype, {"to": int(dtype)})
+
+    def narrow(self, value: ir.Value, dtype: ir.DataType) -> ir.Value | None:
+        """The weight in the smaller type `dtype` that `value` was cast from, where nothing is lost by it."""
+        recipe, data = recipes.get(value), array(value)
+        if data is None or not np.array_equal(data.astype(dtype.numpy()).astype(data.dtype), data):
+            return None
+        if is_folded(value):
+            return self.constant(data.astype(dtype.numpy()), value.name or "weight")
+        if recipe is None or recipe["op"] != "cast":
+            return None
+        name = fresh(self.graph, value.name or "weight")
+        narrowed = recipes.cast(recipe["of"], dtype)
+        made = recipes.initialiser(name, narrowed, dtype, shape_of(value), self.graph.meta[SOURCES])
+        self.graph.initializers.add(made)
+        return made
 
     def reshape(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
         """`value` in another shape."""

@@ -83,6 +83,8 @@ def _around(editor: Editor, softmax: ir.Node) -> Finding | None:
     if isinstance(weights, Miss):
         computed = not any(is_constant(v) for v in scores.source.operands)
         return Finding(PATTERN, name, False, str(weights)) if computed else None
+    if _of_weights(scores, weights):
+        return None
     try:
         reason = _replace(editor, scores, weights)
     except Miss as miss:
@@ -91,6 +93,11 @@ def _around(editor: Editor, softmax: ir.Node) -> Finding | None:
     if softmax.graph is editor.graph:
         reason += "; its weights have other users and are computed beside it"
     return Finding(PATTERN, name, True, reason)
+
+
+def _of_weights(scores: Scores, weights: Weights) -> bool:
+    """Whether both contractions are with weights of the model: two linears with a softmax between them."""
+    return any(is_constant(v) for v in scores.source.operands) and any(is_constant(v) for v in weights.target.operands)
 
 
 def _replace(editor: Editor, scores: Scores, weights: Weights) -> str:

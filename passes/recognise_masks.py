@@ -31,6 +31,9 @@ HIDES = -1e4
 ABSORBS = -1e30
 """A number of at most this, added to a score in float32, leaves nothing of the score."""
 
+SMALL = 1 << 16
+"""Constants of more bytes are not made: they are computed from those of the model."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -296,13 +299,14 @@ def _conjunction(editor: Editor, found: Sequence[tuple[Condition, tuple[int, ...
 
 
 def _boolean(editor: Editor, condition: Condition) -> ir.Value:
-    if condition.value.dtype != ir.DataType.BOOL:
-        seen = _seen(condition)
-        assert seen is not None
+    value, negated = condition.value, condition.negated
+    seen = _seen(condition)
+    if seen is not None and seen.nbytes <= SMALL and (negated or value.dtype != ir.DataType.BOOL):
         return editor.constant(seen, "mask")
-    if condition.negated:
-        return editor.op("Not", [condition.value], shape_of(condition.value))
-    return condition.value
+    if value.dtype != ir.DataType.BOOL:
+        zero = editor.number(0.0, value.dtype)
+        value = editor.op("Equal", [value, zero], shape_of(value), ir.DataType.BOOL)
+    return editor.op("Not", [value], shape_of(value)) if negated else value
 
 
 def _select(editor: Editor, seen: ir.Value | None, value: ir.Value, fill: float | None) -> ir.Value:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +17,7 @@ from onnxmesh.passes.match import (
     Editor,
     Finding,
     Miss,
+    after_cast,
     anchors,
     before_cast,
     given,
@@ -66,7 +67,7 @@ def recognise_norms(editor: Editor) -> Iterator[Finding]:
         if epsilon is None:
             continue
         try:
-            norm = _match(node, squared, centre, *epsilon)
+            norm = _match(editor, node, squared, centre, *epsilon)
         except Miss as miss:
             yield Finding(pattern, label(node), False, str(miss))
             continue
@@ -105,7 +106,14 @@ def _epsilon(mean: ir.Node) -> tuple[float, ir.Value] | None:
     return number, add.outputs[0]
 
 
-def _match(mean: ir.Node, squared: ir.Value, centre: ir.Value | None, epsilon: float, variance: ir.Value) -> Norm:
+def _match(
+    editor: Editor,
+    mean: ir.Node,
+    squared: ir.Value,
+    centre: ir.Value | None,
+    epsilon: float,
+    variance: ir.Value,
+) -> Norm:
     """The norm around a mean of squares.
 
     Raises:
@@ -113,12 +121,34 @@ def _match(mean: ir.Node, squared: ir.Value, centre: ir.Value | None, epsilon: f
     """
     rank = len(shape_of(mean.inputs[0]))
     _check_axes(mean, rank)
-    if centre is not None:
-        _check_axes(given_mean(squared), rank)
     inverse, root = _inverse_root(variance)
+    if centre is None:
+        value, scale = _normalised(squared, inverse, root)
+        return _with_affine(editor, Norm(squared, value, epsilon, False, scale))
+    average = given_mean(squared)
+    _check_axes(average, rank)
+    if inverse is not None and (norm := _expanded(centre, average.outputs[0], inverse, epsilon)) is not None:
+        return norm
     value, scale = _normalised(squared, inverse, root)
-    norm = Norm(squared if centre is None else centre, value, epsilon, centre is not None, scale)
-    return _with_affine(norm)
+    return _with_affine(editor, Norm(centre, value, epsilon, True, scale))
+
+
+def _expanded(x: ir.Value, average: ir.Value, inverse: ir.Value, epsilon: float) -> Norm | None:
+    """Keras: x * i + (bias - mean(x) * i), where i is the inverse root times the scale."""
+    product = only_user(inverse, "Mul")
+    if product is None or not _is_scale(other(product, inverse), x):
+        return None
+    factor = product.outputs[0]
+    readers = {other(node, factor): node.outputs[0] for node in users(factor, "Mul")}
+    if set(readers) != {x, average}:
+        return None
+    shift, total = only_user(readers[average], "Sub"), only_user(readers[x], "Add")
+    if shift is None or total is None or shift.inputs[1] is not readers[average]:
+        return None
+    bias = given(shift, 0)
+    if other(total, readers[x]) is not shift.outputs[0] or not _is_scale(bias, x):
+        return None
+    return Norm(x, total.outputs[0], epsilon, True, other(product, inverse), bias)
 
 
 def given_mean(squared: ir.Value) -> ir.Node:
@@ -191,44 +221,47 @@ def _same(a: ir.Value, b: ir.Value) -> bool:
 # --- scale and bias -----------------------------------------------------------------------------------------
 
 
-def _with_affine(norm: Norm) -> Norm:
+def _with_affine(editor: Editor, norm: Norm) -> Norm:
     """The norm with the scale and the bias that follow it, in the one element type that all of it has.
 
     Half precision is cast up before the squares, and down again before or behind the scale.
     """
     narrow = before_cast(norm.x)
-    down = only_user(norm.value, "Cast")
-    if norm.scale is None and down is not None and down.outputs[0].dtype == narrow.dtype != norm.value.dtype:
-        return _scaled(Norm(narrow, down.outputs[0], norm.epsilon, norm.centred))
-    wide = norm if norm.scale is not None else _scaled(norm)
-    down = only_user(wide.value, "Cast")
-    if down is None or down.outputs[0].dtype != narrow.dtype or narrow.dtype == wide.value.dtype:
+    down = after_cast(norm.value)
+    if norm.scale is None and down.dtype == narrow.dtype != norm.value.dtype:
+        return _biased(_scaled(replace(norm, x=narrow, value=down)))
+    wide = _biased(_scaled(norm))
+    down = after_cast(wide.value)
+    if down.dtype != narrow.dtype or narrow.dtype == wide.value.dtype:
         return wide
-    scale, bias = _narrowed(wide.scale, narrow.dtype), _narrowed(wide.bias, narrow.dtype)
+    scale, bias = (_narrowed(editor, v, narrow.dtype) for v in (wide.scale, wide.bias))
     if (scale is None) != (wide.scale is None) or (bias is None) != (wide.bias is None):
         return wide
-    return Norm(narrow, down.outputs[0], norm.epsilon, norm.centred, scale, bias)
+    return Norm(narrow, down, norm.epsilon, norm.centred, scale, bias)
 
 
-def _narrowed(value: ir.Value | None, dtype: ir.DataType | None) -> ir.Value | None:
+def _narrowed(editor: Editor, value: ir.Value | None, dtype: ir.DataType | None) -> ir.Value | None:
     """What `value` is a cast of, in the given type."""
-    if value is None:
+    if value is None or dtype is None:
         return None
     source = before_cast(value)
-    return source if source.dtype == dtype else None
+    return source if source.dtype == dtype else editor.narrow(value, dtype)
 
 
 def _scaled(norm: Norm) -> Norm:
-    """The norm with the Mul by a scale that follows, and the Add of a bias."""
-    node = only_user(norm.value, "Mul")
+    """The norm with the Mul by a scale that follows."""
+    node = only_user(norm.value, "Mul") if norm.scale is None else None
     if node is None or not _is_scale(other(node, norm.value), norm.x):
         return norm
-    scaled = Norm(norm.x, node.outputs[0], norm.epsilon, norm.centred, other(node, norm.value))
-    add = only_user(scaled.value, "Add") if norm.centred else None
-    if add is None or not _is_scale(other(add, scaled.value), norm.x):
-        return scaled
-    bias = other(add, scaled.value)
-    return Norm(norm.x, add.outputs[0], norm.epsilon, norm.centred, scaled.scale, bias)
+    return replace(norm, value=node.outputs[0], scale=other(node, norm.value))
+
+
+def _biased(norm: Norm) -> Norm:
+    """The norm with the Add of a bias that follows its scale."""
+    add = only_user(norm.value, "Add") if norm.centred and norm.scale is not None else None
+    if add is None or not _is_scale(other(add, norm.value), norm.x):
+        return norm
+    return replace(norm, value=add.outputs[0], bias=other(add, norm.value))
 
 
 def _is_scale(value: ir.Value, x: ir.Value) -> bool:

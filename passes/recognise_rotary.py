@@ -313,13 +313,14 @@ def _joined(node: ir.Node) -> Joined | None:
 
 def _concatenated(node: ir.Node) -> Joined | None:
     """Concat of halves; or of `[.., d/2, 1]` (pairs) or `[.., 1, d/2]` (halves), then a Reshape."""
-    if len(node.inputs) != 2 or shape_of(node.inputs[0]) != shape_of(node.inputs[1]):
+    if len(node.inputs) != 2:
         return None
     out, first, second = node.outputs[0], given(node, 0), given(node, 1)
     shape = shape_of(out)
     following = only_user(out, "Reshape")
     last = last_axis(node)
-    if following is not None and len(shape) > 1:
+    same = shape_of(first) == shape_of(second)
+    if following is not None and len(shape) > 1 and same:
         stacked = (shape[-1] == 2 and last) or (shape[-2] == 2 and integer(node, "axis") in (-2, len(shape) - 2))
         whole = (*shape[:-2], shape[-2] * shape[-1])
         value = following.outputs[0]
