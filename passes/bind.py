@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.build import Builder
 from onnxmesh.passes.fold import fold, inline_if
+from onnxmesh.passes.grid import gather_in_order
 from onnxmesh.passes.infer import infer, label, static_shape
 from onnxmesh.passes.microsoft import EXPANSIONS
 
@@ -193,7 +194,7 @@ def propagate(graph: ir.Graph) -> None:
         if expansion is not None:
             expansion(node, Builder(graph, node))
             continue
-        if inline_if(graph, node) or fold(graph, node):
+        if inline_if(graph, node) or fold(graph, node) or gather_in_order(graph, node):
             continue
         infer(node, graph.opset_imports)
         _require_static(node)

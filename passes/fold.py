@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ def _evaluated(graph: ir.Graph, node: ir.Node) -> list[np.ndarray] | None:
     infer(node, graph.opset_imports)
     if not all(_small(v) for v in node.outputs if static_shape(v) is not None):
         return None
-    return _run(node, graph.opset_imports.get("", 1))
+    return run_reference(node, [constant(v) for v in node.inputs], graph.opset_imports.get("", 1))
 
 
 def _readable(node: ir.Node, value: ir.Value) -> bool:
@@ -123,9 +124,8 @@ def _small(value: ir.Value) -> bool:
     return size <= (POSITIONS_LIMIT if along_one_dim else LIMIT)
 
 
-def _run(node: ir.Node, opset: int) -> list[np.ndarray] | None:
-    """Compute `node` as the ONNX reference does; None where the reference cannot."""
-    inputs = [constant(v) for v in node.inputs]
+def run_reference(node: ir.Node, inputs: Sequence[np.ndarray | None], opset: int) -> list[np.ndarray] | None:
+    """Compute `node` of `inputs` as the ONNX reference does; None where the reference cannot."""
     attributes = {a.name: _plain(a) for a in node.attributes.values()}
     try:
         evaluate = onnx.reference.ops.load_op("", node.op_type, opset).eval

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxmesh.compiler.ir import recipe as recipes
 from onnxmesh.compiler.ir.recipe import Recipe
 from onnxmesh.passes.build import fresh, is_folded, substitute
+from onnxmesh.passes.fold import LIMIT
 from onnxmesh.passes.infer import constant, dtype_of, present, shape_of
 
 Step = Callable[[ir.Node, Sequence[Recipe]], list[Recipe] | None]
@@ -20,6 +21,8 @@ def to_recipe(graph: ir.Graph, node: ir.Node, tensors: Mapping[str, ir.TensorPro
     step = _STEPS.get(node.op_type)
     inputs = [v for v in node.inputs if v is not None]
     if step is None or not inputs or not all(v.is_initializer() and not v.is_graph_input() for v in inputs):
+        return False
+    if all(is_folded(v) for v in inputs) or not all(_fits(v) for v in inputs):
         return False
     found = step(node, [recipe_of(v) for v in inputs])
     if found is None:
@@ -35,6 +38,11 @@ def to_recipe(graph: ir.Graph, node: ir.Node, tensors: Mapping[str, ir.TensorPro
         substitute(graph, output, value)
     graph.remove(node, safe=True)
     return True
+
+
+def _fits(value: ir.Value) -> bool:
+    """Whether a recipe may hold it: a folded constant would stand in it in full."""
+    return not is_folded(value) or (value.const_value is not None and value.const_value.nbytes <= LIMIT)
 
 
 def recipe_of(value: ir.Value) -> Recipe:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from onnxmesh.passes.build import remove
-from onnxmesh.passes.infer import present, shape_of
+from onnxmesh.passes.infer import constant, present, shape_of
 
 
 def drop_noop(graph: ir.Graph, node: ir.Node) -> bool:
@@ -63,6 +63,24 @@ def _no_pads(node: ir.Node) -> ir.Value | None:
     return present(node, 0) if not any(node.attributes.get_ints("pads", (1,))) else None
 
 
+def _neutral(node: ir.Node) -> ir.Value | None:
+    """The other input, where one input is a single number that changes nothing."""
+    number = _NEUTRAL[node.op_type]
+    for x, other in ((0, 1), (1, 0)) if node.op_type in _EITHER_SIDE else ((0, 1),):
+        found = constant(present(node, other), 16)
+        if found is not None and found.size == 1 and found.reshape(-1)[0] == number and _same_shape_as(node, x):
+            return present(node, x)
+    return None
+
+
+def _same_shape_as(node: ir.Node, index: int) -> bool:
+    x, output = present(node, index), node.outputs[0]
+    return shape_of(x) == shape_of(output) and x.dtype == output.dtype
+
+
+_NEUTRAL = {"And": True, "Or": False, "Mul": 1, "Add": 0, "Sub": 0, "Div": 1}
+_EITHER_SIDE = frozenset({"And", "Or", "Mul", "Add"})
+
 _NOOPS: dict[str, Test] = {
     "Identity": _always,
     "Reshape": _same_shape,
@@ -72,4 +90,5 @@ _NOOPS: dict[str, Test] = {
     "Transpose": _in_order,
     "Concat": _one_piece,
     "Pad": _no_pads,
+    **dict.fromkeys(_NEUTRAL, _neutral),
 }

@@ -176,6 +176,30 @@ def test_a_corner_of_a_large_mask_is_taken() -> None:
     np.testing.assert_array_equal(model.graph.initializers["seen"].const_value.numpy(), mask[:4, :4].astype(bool))
 
 
+def test_a_padding_mask_that_is_gathered_in_order_is_reshaped() -> None:
+    """At any length: the indices are looked at, not kept."""
+    batch, length = 2, 30_000
+    nodes = [
+        helper.make_node("Shape", ["x"], ["pair"]),
+        helper.make_node("Split", ["pair"], ["b", "s"], axis=0, num_outputs=2),
+        *(helper.make_node("Squeeze", [n], [f"{n}0"]) for n in "bs"),
+        *(helper.make_node("Range", ["zero", f"{n}0", "one"], [f"{n}_range"]) for n in "bs"),
+        helper.make_node("Unsqueeze", ["b_range", "b_axes"], ["b_column"]),
+        helper.make_node("Unsqueeze", ["s_range", "s_axes"], ["s_row"]),
+        helper.make_node("Concat", ["b", "s", "ones"], ["sizes"], axis=0),
+        helper.make_node("Expand", ["b_column", "sizes"], ["b_index"]),
+        helper.make_node("Expand", ["s_row", "sizes"], ["s_index"]),
+        helper.make_node("Concat", ["b_index", "s_index"], ["indices"], axis=-1),
+        helper.make_node("GatherND", ["x", "indices"], ["g"]),
+        helper.make_node("Relu", ["g"], ["y"]),
+    ]
+    weights = {"zero": np.array(0), "one": np.array(1), "ones": np.array([1]), "b_axes": np.array([1, 2])}
+    weights["s_axes"] = np.array([0, 2])
+    model = bind(graph(nodes, {"x": ["b", "s"]}, ["y"], weights), {}, {"b": batch, "s": length})
+    assert [n for n in ops(model) if n in ("Reshape", "GatherND", "Relu")] == ["Reshape", "Relu"]
+    assert output_shape(model) == [batch, length]
+
+
 def test_the_branch_that_is_taken_is_inlined() -> None:
     def branch(op: str) -> onnx.GraphProto:
         output = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)

@@ -286,6 +286,18 @@ def test_nodes_that_do_nothing_disappear_and_outputs_keep_their_names() -> None:
     assert [v.name for v in model.graph.outputs] == ["y"]
 
 
+def test_numbers_that_change_nothing_disappear() -> None:
+    nodes = [
+        helper.make_node("Mul", ["one", "x"], ["a"]),
+        helper.make_node("Sub", ["a", "zero"], ["b"]),
+        helper.make_node("Sub", ["zero", "b"], ["c"]),
+        helper.make_node("Add", ["c", "zeros"], ["y"]),
+    ]
+    weights = {"one": np.ones(1), "zero": np.zeros(()), "zeros": np.zeros((5, 1, 1, 1))}
+    model = normal_form(build(nodes, {"x": X}, ["y"], {k: v.astype(np.float32) for k, v in weights.items()}))
+    assert ops(model) == ["Sub", "Add"]
+
+
 def test_an_output_that_is_an_input_a_weight_or_another_output_is_an_identity() -> None:
     nodes = [helper.make_node("Identity", [source], [f"{source}_out"]) for source in ("x", "w", "r")]
     nodes.insert(0, helper.make_node("Relu", ["x"], ["r"]))
