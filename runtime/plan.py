@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from onnxmesh.runtime.mesh import Mesh
@@ -118,10 +119,26 @@ class Program:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `onnxmesh compile` makes, and all that a rank needs to know."""
+    """What `onnxmesh compile` makes, and all that a rank needs to know.
+
+    `source` is where the weights are: a function that reads the model's initialisers by name, or the folder that the
+    plan was loaded from. Neither it nor `report`, the report for people, is part of what a rank runs.
+    """
 
     mesh: Mesh
     weights: tuple[Weight, ...]
     programs: tuple[Program, ...]
     producer: str = ""
     version: int = VERSION
+    report: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    source: Any = field(default=None, compare=False, repr=False)
+
+    def save(self, folder: str | Path, *, weights: bool = True) -> Plan:
+        """Write the plan to a folder, beside and then renamed; `weights=False` writes it without them.
+
+        Raises:
+            PlanError: see onnxmesh.runtime.serialize.save.
+        """
+        from onnxmesh.runtime.serialize import save  # the types know nothing of files
+
+        return save(self, folder, self.source if weights else None, self.report)

@@ -61,9 +61,10 @@ def load(folder: str | Path) -> Plan:
     path = Path(folder)
     plan, report_digest = planjson.parse(_read(path / _PLAN))
     validate(plan)
-    if hashlib.sha256(_read(path / _REPORT)).hexdigest() != report_digest:
+    report = _read(path / _REPORT)
+    if hashlib.sha256(report).hexdigest() != report_digest:
         raise PlanError(f"{path / _REPORT} is damaged: its digest does not match")
-    return plan
+    return replace(plan, source=path, report=json.loads(report))
 
 
 def load_weights(folder: str | Path, plan: Plan, coordinate: Mapping[str, int]) -> list[np.ndarray]:

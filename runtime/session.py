@@ -44,7 +44,7 @@ class Session:
         plan: a plan, or the folder of one.
         device: `cpu`.
         weights: where the weights are, if not in the plan's folder: a plan's folder, or a function that reads the
-            model's initialisers by name. A plan that was never saved needs it.
+            model's initialisers by name. A plan knows where it came from.
         communicator: this process's rank.
         timeout: how many seconds ranks wait for each other at a collective.
         io: `all`: every rank is given the inputs. `root`: only rank 0 is, and only there are outputs.
@@ -133,6 +133,8 @@ class Session:
             return weights
         if not isinstance(plan, Plan):
             return plan
+        if plan.source is not None:
+            return plan.source
         if self.plan.weights:
             raise PlanError("a plan that is not in a folder has no weights", hint="pass weights=")
         return _no_weights

@@ -1,0 +1,190 @@
+"""The compiler's pipeline, as data, and the one function that runs it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+import onnxmesh.compiler.ops.table  # noqa: F401  (registers every rule)
+from onnxmesh.compiler import frontend
+from onnxmesh.compiler.errors import ModelError
+from onnxmesh.compiler.ir import printer, verify
+from onnxmesh.compiler.lower import lower
+from onnxmesh.compiler.options import CP_STRATEGIES, CpStrategy, Options
+from onnxmesh.compiler.report import build_report
+from onnxmesh.compiler.sources import reader
+from onnxmesh.passes.bind import bind
+from onnxmesh.passes.match import Finding
+from onnxmesh.passes.normalise import SOURCES, normalise
+from onnxmesh.passes.partition import partition
+from onnxmesh.passes.place import Placed, place
+from onnxmesh.passes.recognise import recognise
+from onnxmesh.passes.worth import check_worth
+from onnxmesh.runtime.mesh import Mesh
+from onnxmesh.runtime.plan import Plan
+
+ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
+Progress = Callable[[str], None]
+"""Called with the name of every stage before it runs."""
+
+
+@dataclass
+class Compilation:
+    """What the stages hand on."""
+
+    source: ModelLike
+    options: Options
+    model: ir.Model | None = None
+    tensors: Mapping[str, ir.TensorProtocol] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    placed: list[Placed] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    plan: Plan | None = None
+
+    @property
+    def loaded(self) -> ir.Model:
+        """The model as the stages have made it so far."""
+        assert self.model is not None
+        return self.model
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline. `normal` says that the graph is in normal form after it."""
+
+    name: str
+    run: Callable[[Compilation], None]
+    normal: bool = True
+
+
+def _load(state: Compilation) -> None:
+    state.model = frontend.load(state.source)  # type: ignore[arg-type]
+
+
+def _bind(state: Compilation) -> None:
+    state.model = bind(state.loaded, state.options.shapes, state.options.dims)
+
+
+def _normalise(state: Compilation) -> None:
+    state.model = normalise(state.loaded)
+    graph = state.model.graph
+    own = {name: value.const_value for name, value in graph.initializers.items() if value.const_value is not None}
+    state.tensors = {**own, **graph.meta[SOURCES]}
+
+
+def _recognise(state: Compilation) -> None:
+    state.model, state.findings = recognise(state.loaded)
+
+
+def _shard(axis: str, state: Compilation) -> None:
+    """Place, reshard and partition on one axis."""
+    ranks, options = state.options.mesh.axis_size(axis), state.options
+    if ranks == 1:
+        return
+    placed = place(
+        state.loaded.graph, axis, ranks, cp_strategy=options.cp_strategy, shard_outputs=options.shard_outputs
+    )
+    state.placed.append(placed)
+    if not options.allow_replicated:
+        check_worth(placed, options.cp_strategy)
+    state.model = partition(state.loaded, axis, ranks, placed.strategies, shard_outputs=options.shard_outputs)
+
+
+def _lower(state: Compilation) -> None:
+    producer = f"onnxmesh {metadata.version('onnxmesh')}"
+    plan = lower(state.loaded.graph, state.options.mesh, state.options.dims, producer)
+    report = build_report(plan, state.placed, state.findings)
+    state.plan = replace(plan, source=reader(state.tensors), report=report)
+
+
+PIPELINE: tuple[Stage, ...] = (
+    Stage("load", _load, normal=False),
+    Stage("bind", _bind, normal=False),
+    Stage("normalise", _normalise),
+    Stage("recognise", _recognise),
+    Stage("shard-dp", partial(_shard, "dp")),
+    Stage("shard-cp", partial(_shard, "cp")),
+    Stage("shard-tp", partial(_shard, "tp")),
+    Stage("lower", _lower),
+)
+
+
+def compile_model(
+    model: ModelLike,
+    options: Options,
+    *,
+    dump: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Compilation:
+    """Run the pipeline; the result holds the plan and what every stage found.
+
+    Args:
+        dump: a folder that gets the printed graph after each stage.
+        progress: called with each stage's name before it runs.
+
+    Raises:
+        ModelError: the model cannot be read, is not valid, or leaves a dim unbound.
+        ShardingError: nothing worth having can be sharded on an axis.
+    """
+    if options.cp_strategy not in CP_STRATEGIES:
+        raise ModelError(f"unknown cp strategy {options.cp_strategy!r}", hint=f"one of {', '.join(CP_STRATEGIES)}")
+    state = Compilation(model, options)
+    for number, stage in enumerate(PIPELINE):
+        if progress is not None:
+            progress(stage.name)
+        start = time.perf_counter()
+        stage.run(state)
+        if stage.normal:
+            verify.verify(state.loaded.graph, stage.name)
+        state.seconds[stage.name] = time.perf_counter() - start
+        if dump is not None:
+            _dump(Path(dump), number, stage.name, state.loaded.graph)
+    return state
+
+
+def compile(
+    model: ModelLike,
+    *,
+    tp: int = 1,
+    cp: int = 1,
+    dp: int = 1,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    cp_strategy: CpStrategy = "auto",
+    shard_outputs: bool = False,
+    allow_replicated: bool = False,
+) -> Plan:
+    """Compile an ONNX model to a plan for `dp * cp * tp` ranks.
+
+    Args:
+        model: a path, the bytes of a file, a ModelProto or an onnx_ir model; it needs no hints.
+        tp, cp, dp: ranks of tensor, context and data parallelism, 1 to 64 each.
+        shapes: input name -> sizes; binds dynamic dims.
+        dims: dim name -> size; binds dynamic dims.
+        cp_strategy: how self-attention runs on the cp axis: allgather, ulysses, ring, or auto.
+        shard_outputs: leave outputs sharded instead of whole on every rank.
+        allow_replicated: accept an axis on which nothing worth having was sharded.
+
+    Raises:
+        ModelError: the model cannot be read, is not valid, or leaves a dim unbound.
+        ShardingError: nothing worth having can be sharded on an axis.
+    """
+    options = Options(
+        Mesh.of(tp=tp, cp=cp, dp=dp), shapes or {}, dims or {}, cp_strategy, shard_outputs, allow_replicated
+    )
+    plan = compile_model(model, options).plan
+    assert plan is not None
+    return plan
+
+
+def _dump(folder: Path, number: int, name: str, graph: ir.Graph) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{number:02d}-{name}.txt").write_text(printer.graph_text(graph))

@@ -1,0 +1,12 @@
+"""Every family of ops; importing this registers all rules."""
+
+from onnxmesh.compiler.ops import (  # noqa: F401
+    attention,
+    collectives,
+    elementwise,
+    indexing,
+    matmul,
+    norms,
+    reduce,
+    views,
+)
