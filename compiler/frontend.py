@@ -205,8 +205,11 @@ def _without_weights(model: ir.Model) -> onnx.ModelProto:
 def _tolerate(proto: onnx.ModelProto) -> None:
     """Hide from the checker what it refuses without need.
 
-    Graph inputs and outputs may lack a shape; ONNX Runtime keeps an op of its own in ONNX's domain.
+    Graph inputs and outputs may lack a shape; ONNX's domain has two names; ONNX Runtime keeps an op of its own in it.
     """
+    for named in [*proto.opset_import, *proto.graph.node]:
+        if named.domain == "ai.onnx":
+            named.domain = ""
     for value in [*proto.graph.input, *proto.graph.output]:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.shape.SetInParent()
@@ -312,8 +315,8 @@ def lift(model: ir.Model) -> ir.Model:
     Raises:
         ModelError: the converter cannot.
     """
-    opset = model.graph.opset_imports.get("", LIFTED_OPSET)
-    model.graph.opset_imports.setdefault("", opset)
+    opsets = model.graph.opset_imports
+    opset = opsets.setdefault("", opsets.get("ai.onnx", LIFTED_OPSET))
     if opset >= LIFTED_OPSET:
         return model
     light = _without_weights(model)

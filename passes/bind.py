@@ -16,6 +16,7 @@ from onnxmesh.passes.fold import fold, inline_if
 from onnxmesh.passes.grid import gather_in_order
 from onnxmesh.passes.infer import infer, label, static_shape
 from onnxmesh.passes.microsoft import EXPANSIONS
+from onnxmesh.passes.sequences import take_apart
 
 DATA_DEPENDENT = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression", "StringSplit"})
 
@@ -49,6 +50,8 @@ def bind_inputs(graph: ir.Graph, shapes: Mapping[str, Sequence[int]], dims: Mapp
             raise ModelError(f"the shape {list(shape)} of input '{name}' has a negative dim")
     sizes = _bind_names(inputs, shapes, dims)
     for name, value in inputs.items():
+        if not isinstance(value.type, ir.TensorType):
+            raise ModelError(f"input '{name}' is not a tensor, but {value.type}", hint="export it with tensors only")
         value.shape = ir.Shape(_bound(value, shapes.get(name), sizes))
 
 
@@ -194,7 +197,7 @@ def propagate(graph: ir.Graph) -> None:
         if expansion is not None:
             expansion(node, Builder(graph, node))
             continue
-        if inline_if(graph, node) or fold(graph, node) or gather_in_order(graph, node):
+        if any(rewrite(graph, node) for rewrite in (inline_if, take_apart, fold, gather_in_order)):
             continue
         infer(node, graph.opset_imports)
         _require_static(node)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from onnxmesh.compiler.ir import recipe as recipes
-from onnxmesh.passes.build import Builder, is_folded
+from onnxmesh.passes.build import Builder, fresh, is_folded
 from onnxmesh.passes.cse import share_common
 from onnxmesh.passes.fold import fold
 from onnxmesh.passes.infer import DOMAIN, NORMAL_OPSET
@@ -45,10 +45,20 @@ def normalise(model: ir.Model) -> ir.Model:
             to_recipe(graph, node, tensors)
     share_common(graph)
     common.RemoveUnusedNodesPass()(model)
+    _name_nodes(graph)
     graph.meta[SOURCES] = _sources(graph, tensors)
     model.opset_imports[DOMAIN] = 1
     model.opset_imports[""] = max(model.opset_imports.get("", 1), NORMAL_OPSET)
     return model
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    """Every node has a name of its own; messages and the report use it."""
+    names: set[str | None] = {None, ""}
+    for node in graph:
+        if node.name in names:
+            node.name = fresh(graph, node.name or node.outputs[0].name or node.op_type)
+        names.add(node.name)
 
 
 def _made_here(node: ir.Node) -> bool:

@@ -9,12 +9,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from evaluate import evaluate
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.frontend import load
 from onnxmesh.passes.bind import bind
 from onnxmesh.passes.fold import LIMIT
+from onnxmesh.passes.normalise import normalise
 
 Dims = list[int | str | None]
 
@@ -225,6 +227,22 @@ def test_a_branch_that_depends_on_data_is_refused() -> None:
         helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch, name="choice"),
     ]
     assert "node 'choice' (If) is control flow that depends on data" in refused(graph(nodes, {"x": [2]}, ["y"]), {}, {})
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_sequences_of_tensors_are_taken_apart(keepdims: int) -> None:
+    nodes = [
+        helper.make_node("SplitToSequence", ["x"], ["pieces"], axis=1, keepdims=keepdims),
+        *(helper.make_node("SequenceAt", ["pieces", f"at{i}"], [f"p{i}"]) for i in range(2)),
+        helper.make_node("SequenceConstruct", ["p1", "p0"], ["swapped"]),
+        helper.make_node("ConcatFromSequence", ["swapped"], ["y"], axis=1, new_axis=1 - keepdims),
+    ]
+    weights = {"at0": np.array(0), "at1": np.array(-1)}
+    model = bind(graph(nodes, {"x": ["b", 3, 4]}, ["y"], weights), {}, {"b": 2})
+    assert output_shape(model) == [2, 2, 4]
+    assert [op for op in ops(model) if "Sequence" in op] == ["SplitToSequence", "SequenceConstruct"]
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    np.testing.assert_array_equal(evaluate(normalise(model), {"x": x})["y"], x[:, [2, 0]])
 
 
 def test_shapes_that_depend_on_data_name_the_node() -> None:

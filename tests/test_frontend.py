@@ -123,6 +123,14 @@ def test_old_opsets_are_lifted_and_compute_the_same(opset: int) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_the_long_name_of_onnx_domain() -> None:
+    proto = model([helper.make_node("Relu", ["x"], ["y"], domain="ai.onnx")])
+    proto.opset_import[0].domain = "ai.onnx"
+    loaded = load(proto)
+    assert loaded.graph.opset_imports[""] == 18
+    assert next(iter(loaded.graph)).domain == ""
+
+
 @pytest.mark.parametrize("opset", [13, 21, 28])
 def test_newer_opsets_stay(opset: int) -> None:
     assert load(model(opset=opset)).graph.opset_imports[""] == opset

@@ -159,6 +159,7 @@ ARITHMETIC = [
         becomes=["Transpose", "Transpose", "MatMul", "Mul", "Mul", "Add"],
     ),
     Case("CastLike", [X, np.array(1, np.float64)], opset=19, becomes=["Cast"]),
+    Case("GroupNormalization", [floats(2, 6, 4), floats(6), floats(6)], {"num_groups": 3}, opset=21),
     Case("Dropout", [X], {}, 1, becomes=["Identity"]),
 ]
 
