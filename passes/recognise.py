@@ -11,6 +11,7 @@ from onnxmesh.passes.recognise_activations import recognise_activations
 from onnxmesh.passes.recognise_attention import recognise_attention, refine_attention
 from onnxmesh.passes.recognise_norms import recognise_norms
 from onnxmesh.passes.recognise_rotary import recognise_rotary
+from onnxmesh.passes.recognise_softmax import recognise_softmax
 
 __all__ = ["PATTERNS", "Finding", "recognise"]
 
@@ -18,10 +19,11 @@ PATTERNS: tuple[Callable[[Editor], Iterator[Finding]], ...] = (
     recognise_norms,
     recognise_activations,
     recognise_rotary,
+    recognise_softmax,
     refine_attention,
     recognise_attention,
 )
-"""In this order: an Attention of the model is refined before others are made."""
+"""In this order: attention needs its softmax, and an Attention of the model is refined before others are made."""
 
 
 def recognise(model: ir.Model) -> tuple[ir.Model, list[Finding]]:

@@ -26,7 +26,7 @@ from onnxmesh.passes.match import (
 )
 from onnxmesh.passes.recognise_contraction import Contraction
 from onnxmesh.passes.recognise_layout import Found, Step, chain, layout, onward, resolve, view
-from onnxmesh.passes.recognise_masks import Condition, Grid, Masks, Term, conditions, gather, grouped
+from onnxmesh.passes.recognise_masks import Condition, Grid, Masks, Term, conditions, gather, grouped, rank4
 from onnxmesh.passes.recognise_scores import Scores, Weights, between_contractions, find_scores, find_weights
 
 PATTERN = "Attention"
@@ -125,7 +125,7 @@ def _replace(editor: Editor, scores: Scores, weights: Weights) -> str:
         "masked_row": _masked_row(scores, weights, masks),
     }
     old, steps = onward(inputs.out, (b, h, s, inputs.v.shape[3]), rest)
-    out = _attention(editor, inputs, masks, grid, attrs)
+    out = _attention(editor, inputs, scores, masks, grid, attrs)
     editor.replace(old, editor.cast(view(editor, out, steps), old.dtype or ir.DataType.FLOAT))
     return _describe(out)
 
@@ -241,12 +241,17 @@ def _resolved(
     return None
 
 
-def _attention(editor: Editor, inputs: Inputs, masks: Masks, grid: Grid, attrs: dict[str, float | str]) -> ir.Value:
+def _attention(
+    editor: Editor, inputs: Inputs, scores: Scores, masks: Masks, grid: Grid, attrs: dict[str, float | str]
+) -> ir.Value:
     """The Attention op over the operands, brought to rank 4."""
     heads = max(inputs.k.shape[1], inputs.v.shape[1])
     if grid.h % heads:
         raise Miss(f"{grid.h} heads of q cannot share {heads} heads of k and v")
     q = _expanded(editor, inputs.q, grid.b, grid.h, inputs.dtype)
+    for op, factor, batch in scores.factors:
+        number = rank4(editor, factor, grid.at(batch))
+        q = editor.op(op, [q, editor.cast(number, inputs.dtype or ir.DataType.FLOAT)], shape_of(q))
     k = _expanded(editor, inputs.k, grid.b, heads, inputs.dtype)
     v = _expanded(editor, inputs.v, grid.b, heads, inputs.dtype)
     positions = masks.positions or (None, None)

@@ -38,13 +38,15 @@ Path = list[tuple[ir.Node, int]]
 class Scores:
     """What happens between the first contraction and the softmax: scale, soft cap (0: none), masks.
 
-    `floor` says that scores below the lowest finite number are raised to it.
+    `factors` are Mul and Div by numbers that differ from head to head or from query to query. `floor` says that
+    scores below the lowest finite number are raised to it.
     """
 
     source: Contraction
     batch: tuple[int, ...]
     scale: float = 1.0
     cap: float = 0.0
+    factors: list[tuple[str, ir.Value, tuple[int, ...]]] = field(default_factory=list)
     terms: list[Term] = field(default_factory=list)
     floor: bool = False
 
@@ -121,7 +123,10 @@ def _carriers(node: ir.Node) -> Sequence[int]:
             return [0]
         case "Mul" | "Div":
             found = scaled(node)
-            return [list(node.inputs).index(found[0])] if found is not None else []
+            if found is not None:
+                return [list(node.inputs).index(found[0])]
+            sides = (0, 1) if node.op_type == "Mul" else (0,)
+            return [i for i in sides if shape_of(node.inputs[1 - i])[-1:] in ((), (1,))]
         case "Add":
             return [i for i in (0, 1) if shape_of(node.inputs[i]) == shape]
         case "Where":
@@ -144,8 +149,12 @@ def _pass(scores: Scores, node: ir.Node, index: int) -> None:
     match node.op_type:
         case "Mul" | "Div" | "Neg":
             found = scaled(node)
-            assert found is not None
-            _scale(scores, found[1], node)
+            if found is not None:
+                _scale(scores, found[1], node)
+            elif scores.terms or scores.cap:
+                raise Miss(f"{label(node)} multiplies capped or masked scores by more than one number")
+            else:
+                scores.factors.append((node.op_type, given(node, 1 - index), scores.batch))
         case "Tanh":
             if scores.terms or scores.cap:
                 raise Miss(f"{label(node)} is not a soft cap: masks or another cap come before it")

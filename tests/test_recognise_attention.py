@@ -403,6 +403,25 @@ def test_many_layers_share_masks_and_positions() -> None:
     assert len({v for n in result.model.graph for v in n.inputs[3:]}) == 3
 
 
+@pytest.mark.parametrize("shape", [(H, 1, 1), (B, 1, S, 1)])
+@pytest.mark.parametrize("op", ["Mul", "Div"])
+def test_scale_by_head_or_query(op: str, shape: tuple[int, ...]) -> None:
+    """Swin v2 learns a temperature for each head."""
+    result = attention(f"{TRANSPOSED} a = MatMul(q, kt) s = {op}(a, factor) {TAIL}", {"factor": normal(*shape) + 3})
+    assert result.ops[op] == 1
+
+
+@pytest.mark.parametrize(
+    "softmax",
+    [
+        "m = ReduceMax<keepdims = 1>(s, last) z = Sub(s, m) e = Exp(z) t = ReduceSum(e, last) p = Div(e, t)",
+        "e = Exp(s) t = ReduceSum<keepdims = 1>(e, last) r = Reciprocal(t) p = Mul(e, r)",
+    ],
+)
+def test_softmax_in_parts(softmax: str) -> None:
+    attention(f"{SCORES} s = Identity(a) {softmax} y = MatMul(p, v)", constants={"last": np.array([-1])})
+
+
 # --- near misses --------------------------------------------------------------------------------------------
 
 
@@ -413,6 +432,7 @@ def test_many_layers_share_masks_and_positions() -> None:
         (f"{TRANSPOSED} a = MatMul(q, kt) s = Sin(a) {TAIL}", "the scores come from Sin"),
         (f"{TRANSPOSED} s = MatMul(q, kt) p = Softmax(s) r = Sin(p) y = MatMul(r, v)", "the weights go to Sin"),
         (f"{TRANSPOSED} a = MatMul(q, kt) s = Mul(a, a) {TAIL}", "the scores come from Mul"),
+        (f"{TRANSPOSED} a0 = MatMul(q, kt) a = Add(a0, one) s = Mul(a, head) {TAIL}", "multiplies capped or masked"),
         (
             "kt = Transpose<perm = [0, 1, 3, 2]>(k) s = MatMul(q, kt) p = Softmax<axis = 2>(s) y = MatMul(p, v)",
             "not over the last axis",
@@ -423,9 +443,14 @@ def test_many_layers_share_masks_and_positions() -> None:
 )  # fmt: skip
 def test_near_miss(body: str, reason: str) -> None:
     constants = {
-        "small": np.float32(-2), "zero1": np.array([0]), "t1": np.array([T]), "three1": np.array([3]),
+        "small": np.float32(-2),
+        "one": np.ones(T, np.float32),
+        "head": np.ones((H, 1, 1), np.float32),
+        "zero1": np.array([0]),
+        "t1": np.array([T]),
+        "three1": np.array([3]),
         "sink": np.zeros((B, H, S, 1), np.float32),
-    }  # fmt: skip
+    }
     result = check(body, {**QKV, "m": SEEN}, constants)
     assert result.ops["Attention"] == 0
     (found,) = result.misses("Attention")
