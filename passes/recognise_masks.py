@@ -29,7 +29,8 @@ from onnxmesh.passes.match import (
 HIDES = -1e4
 """A score of at most this has no weight beside any score that a model gives."""
 ABSORBS = -1e30
-"""A number of at most this, added to a score in float32, leaves nothing of the score."""
+"""A number of at most this, added to a score in float32, leaves nothing of the score; the lowest one of float16
+does not: in a row that sees no key the scores then still count."""
 
 SMALL = 1 << 16
 """Constants of more bytes are not made: they are computed from those of the model."""
@@ -111,20 +112,23 @@ def condition_of(value: ir.Value, grid: Grid, alone: bool) -> tuple[Condition, f
     data = array(value)
     if data is not None:
         return _constant_condition(value, data, grid, alone)
-    node = producer(value)
+    found = _selected(value)
+    return found if found is not None and found[1] <= ABSORBS else None
+
+
+def _selected(value: ir.Value) -> tuple[Condition, float] | None:
+    """The condition and the number where `value` is zero or that number."""
+    node = producer(value, "Expand", "Identity", "Cast", "Where")
     if node is None:
         return None
-    match node.op_type:
-        case "Expand" | "Identity":
-            return condition_of(given(node, 0), grid, alone)
-        case "Cast":
-            found = condition_of(given(node, 0), grid, alone)
-            return (found[0], _cast(found[1], value.dtype)) if found is not None else None
-        case "Where":
-            numbers = scalar(node.inputs[1]), scalar(node.inputs[2])
-            for number, seen in ((numbers[1], numbers[0]), (numbers[0], numbers[1])):
-                if seen == 0 and number is not None and number <= ABSORBS:
-                    return Condition(given(node, 0), number == numbers[0]), number
+    if node.op_type != "Where":
+        found = _selected(given(node, 0))
+        return (found[0], _cast(found[1], value.dtype)) if found is not None else None
+    numbers = scalar(node.inputs[1]), scalar(node.inputs[2])
+    if numbers[0] == 0 and numbers[1] is not None:
+        return Condition(given(node, 0)), numbers[1]
+    if numbers[1] == 0 and numbers[0] is not None:
+        return Condition(given(node, 0), negated=True), numbers[0]
     return None
 
 

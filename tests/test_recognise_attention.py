@@ -379,6 +379,14 @@ def test_half_precision(body: str) -> None:
     assert result.ops == {"Attention": 1}
 
 
+def test_lowest_number_of_half_precision_stays_additive() -> None:
+    """It leaves something of a score, and a row that sees no key is then a softmax of its scores."""
+    body = f"a = MatMul(q, kt) w = Where(m, nothing, low) s = Add(a, w) {TAIL}"
+    constants = {"nothing": np.float16(0), "low": np.finfo(np.float16).min}
+    result = attention(TRANSPOSED + body, {**HALVES, "m": SEEN}, constants=constants, outputs=["float16 y"])
+    assert result.ops == {"Attention": 1, "Where": 1}
+
+
 def test_float_queries_and_half_values() -> None:
     body = f"{TRANSPOSED} s = MatMul(q, kt) w = Softmax(s) p = Cast<to = 10>(w) y = MatMul(p, v)"
     result = attention(body, {"v": HALVES["v"]}, outputs=["float16 y"])

@@ -134,7 +134,7 @@ def test_of_two_features() -> None:
     ],
 )
 def test_near_miss(body: str, reason: str) -> None:
-    constants = {**CONSTANTS, "one": np.ones(1, np.float32)}
+    constants = {**CONSTANTS, "one": normal(S, 1)}
     result = check(body, {**INPUTS, "z": X + 1}, constants)
     assert result.ops["Rotary"] == 0
     (found,) = result.misses("Rotary")
