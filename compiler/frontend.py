@@ -61,7 +61,7 @@ def _prepared(model: ir.Model) -> ir.Model:
         if node.op_type in MISPLACED:
             node.domain = MICROSOFT
     common.RemoveInitializersFromInputsPass()(model)
-    check_domains(model)
+    check_nodes(model)
     return lift(model)
 
 
@@ -104,12 +104,14 @@ def _from_proto(proto: onnx.ModelProto, name: str, folder: Path | None) -> ir.Mo
         raise ModelError(f"{name} is not an ONNX model, or was cut short: {lacks}", hint="is the copy complete?")
     if not proto.graph.output:
         raise ModelError(f"{name} has no outputs", hint="was it cut short?")
-    for tensor in proto.graph.initializer:
-        _check_inline(tensor, name)
-    _check(_light(proto))
     try:
+        for tensor in _inline_tensors(proto.graph):
+            _check_inline(tensor, name)
+        _check(_light(proto))
         model = ir.serde.deserialize_model(proto)
-    except Exception as error:
+    except ModelError:
+        raise
+    except Exception as error:  # names that are not text, types that do not exist, ...
         raise ModelError(f"{name} is not a valid ONNX model: {_one_line(error)}") from error
     for external in _external(model):
         if folder is None:
@@ -125,14 +127,22 @@ def _has(proto: onnx.ModelProto, name: str) -> bool:
     return bool(proto.opset_import) if name == "opset_import" else proto.HasField(name)
 
 
+def _inline_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for attribute in (a for node in graph.node for a in node.attribute):
+        if attribute.HasField("t"):
+            yield attribute.t
+
+
 def _check_inline(tensor: onnx.TensorProto, name: str) -> None:
-    """Whether a tensor in the file holds as many bytes as its shape says."""
+    """Whether a tensor in the file is of a known type and holds as many bytes as its shape says."""
+    dtype = ir.DataType(tensor.data_type)
     if not tensor.HasField("raw_data"):
         return
     size = 1
     for dim in tensor.dims:
         size *= dim
-    expected = (size * ir.DataType(tensor.data_type).bitwidth + 7) // 8
+    expected = (size * dtype.bitwidth + 7) // 8
     if len(tensor.raw_data) != expected:
         raise ModelError(
             f"{name}: tensor '{tensor.name}' of shape {list(tensor.dims)} needs {expected} bytes, "
@@ -295,11 +305,11 @@ def _external(model: ir.Model) -> Iterator[ir.ExternalTensor]:
 # --- domains and opsets -------------------------------------------------------------------------------------
 
 
-def check_domains(model: ir.Model) -> None:
-    """Refuse ops that nobody here can know.
+def check_nodes(model: ir.Model) -> None:
+    """Refuse ops that nobody here can know, and attributes that nobody can read.
 
     Raises:
-        ModelError: an op is of an unknown domain.
+        ModelError: an op is of an unknown domain, or a string is not text.
     """
     for node in model.graph.all_nodes():
         if node.domain not in DOMAINS:
@@ -307,6 +317,9 @@ def check_domains(model: ir.Model) -> None:
                 f"node '{node.name}' is {node.domain}::{node.op_type}; the domain '{node.domain}' is unknown",
                 hint="supported are ONNX, com.microsoft, and functions that the model itself defines",
             )
+        for attribute in node.attributes.values():
+            if isinstance(attribute.value, bytes):
+                raise ModelError(f"the attribute '{attribute.name}' of node '{node.name}' is not text")
 
 
 def lift(model: ir.Model) -> ir.Model:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.build import add_constant, fresh, substitute
-from onnxmesh.passes.infer import constant, infer, label, shape_of, static_shape
+from onnxmesh.passes.infer import constant, infer, label, read, shape_of, static_shape
 
 LIMIT = 64 * 1024
 """No constant above so many bytes is made, nor read to make one."""
@@ -73,7 +73,7 @@ def _constant_node(node: ir.Node) -> list[np.ndarray] | None:
         "value_floats": np.float32,
     }
     if attribute.name == "value":
-        return [attribute.as_tensor().numpy()]
+        return [read(attribute.as_tensor(), f"the value of {label(node)}")]
     if attribute.name not in dtypes:
         raise ModelError(f"{label(node)} holds a {attribute.name}, which is not a tensor of numbers")
     return [np.array(attribute.value, dtypes[attribute.name])]

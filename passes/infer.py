@@ -94,7 +94,19 @@ def constant(value: ir.Value | None, limit: int | None = None) -> np.ndarray | N
         return None
     if limit is not None and value.const_value.nbytes > limit:
         return None
-    return value.const_value.numpy()
+    return read(value.const_value, f"tensor '{value.name}'")
+
+
+def read(tensor: ir.TensorProtocol, what: str) -> np.ndarray:
+    """The numbers of a tensor.
+
+    Raises:
+        ModelError: its data does not fit its shape, or is not there.
+    """
+    try:
+        return tensor.numpy()
+    except (ValueError, TypeError, OSError) as error:
+        raise ModelError(f"{what} cannot be read: {_first_line(error)}", hint="is the file complete?") from error
 
 
 def infer(node: ir.Node, opsets: Mapping[str, int]) -> None:

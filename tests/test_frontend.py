@@ -214,6 +214,18 @@ def test_a_weight_with_too_few_bytes() -> None:
     assert "'w' of shape [3, 400] needs 4800 bytes, but has 100" in refused(proto)
 
 
+def test_damaged_bytes_never_leak_an_error_of_protobuf_or_python() -> None:
+    rng = np.random.default_rng(0)
+    data = fixture("mlp_op18").path.read_bytes()
+    start = len(data) - len(data) // 20  # behind the weights stand the graph's inputs and outputs
+    for _ in range(300):
+        damaged = bytearray(data)
+        for place in (*rng.integers(0, 400, 2), *rng.integers(start, len(data), 2)):
+            damaged[place] = rng.integers(256)
+        with contextlib.suppress(ModelError):
+            load(bytes(damaged))
+
+
 # --- external data ------------------------------------------------------------------------------------------
 
 
