@@ -222,7 +222,7 @@ def topk(node: ir.Node, b: Builder) -> bool:
 DEFAULT_AXIS = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "LpNormalization"), -1),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), -1),
-    **dict.fromkeys(("Gather", "GatherElements", "ScatterElements", "ArgMax", "ArgMin", "Concat"), 0),
+    **dict.fromkeys(("GatherElements", "ScatterElements", "ArgMax", "ArgMin", "Concat"), 0),
 }
 
 
@@ -230,9 +230,23 @@ DEFAULT_AXIS = {
 def explicit_axis(node: ir.Node, b: Builder) -> bool:
     """The axis stands in the attribute, counted from the front."""
     _, shape = _x(node)
-    given = node.attributes.get_int("axis", DEFAULT_AXIS[node.op_type])
+    given = node.attributes.get_int("axis", DEFAULT_AXIS.get(node.op_type, 0))
     (axis,) = axes_of(node, [given], max(len(shape), 1))
     node.attributes["axis"] = ir.AttrInt64("axis", axis)
+    return False
+
+
+@rule("Gather")
+def gather(node: ir.Node, b: Builder) -> bool:
+    """As above; rows that are known must be there, as where a sequence is longer than the table of positions."""
+    explicit_axis(node, b)
+    x, shape = _x(node)
+    axis, rows = node.attributes.get_int("axis", 0), constant(present(node, 1))
+    if rows is not None and rows.size and not -shape[axis] <= rows.min() <= rows.max() < shape[axis]:
+        raise ModelError(
+            f"{label(node)} reads row {int(rows.max())} of '{x.name}' {list(shape)}, which has {shape[axis]}",
+            hint="is the sequence longer than the model allows?",
+        )
     return False
 
 

@@ -270,6 +270,12 @@ def test_numbers_that_depend_on_data_name_the_input() -> None:
         normal_form(build(nodes, {"x": floats(1)}, ["y"]))
 
 
+def test_a_sequence_longer_than_the_table_of_positions_is_refused() -> None:
+    fixture = inputs.load("gpt2_op18")
+    with pytest.raises(ModelError, match=r"reads row 4095 of .*, which has 32"):
+        normalise(bind(load(fixture.path), {}, {"batch": 1, "seq": 4096}))
+
+
 # --- what disappears ----------------------------------------------------------------------------------------
 
 
