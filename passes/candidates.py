@@ -7,14 +7,16 @@ That is where segmentations come from: nobody guesses them.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from onnxmesh.compiler.ir import rule, segments
 from onnxmesh.compiler.ir.rule import Port, Strategy
 from onnxmesh.passes.tie import Edge, Quotient
 from onnxmesh.runtime.placement import Placement, Replicate, Shard
 
-CUTS_PER_DIM = 6
+CUTS_PER_DIM = 24
 
 
 @dataclass
@@ -52,15 +54,27 @@ def enumerate_strategies(quotient: Quotient) -> Space:
         for owner, port in edge.ports:
             view = quotient.classes[owner].view
             key = (view, port, placement)
-            if key not in cache:
-                op = rule.find(view.op)
-                cache[key] = list(op.strategies(view, port, placement)) if op else []
-            for strategy in cache[key]:
+            op = rule.find(view.op)
+            if op is None:
+                continue
+            if op.pairs is not None:
+                strategies = list(op.strategies(view, port, placement, partial(_seen, quotient, seen, owner)))
+            elif key in cache:
+                strategies = cache[key]
+            else:
+                strategies = cache[key] = list(op.strategies(view, port, placement))
+            for strategy in strategies:
                 if strategy not in found[owner]:
                     found[owner][strategy] = None
                     _spread(quotient, owner, strategy, admit)
     ordered = [[first, *sorted(rest, key=lambda s: s.key)] for first, *rest in map(list, found)]
     return Space(quotient, ordered, [sorted(p, key=str) for p in seen])
+
+
+def _seen(quotient: Quotient, seen: list[dict[Placement, None]], owner: int, port: Port) -> Iterable[Placement]:
+    """The placements known so far at a port of a class."""
+    edges = quotient.classes[owner].edges
+    return [placement for index in sorted(edges.get(port, ())) for placement in seen[index]]
 
 
 def _spread(quotient: Quotient, owner: int, strategy: Strategy, admit: object) -> None:

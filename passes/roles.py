@@ -32,6 +32,12 @@ _FACTOR_OF: dict[CpStrategy, tuple[str, ...]] = {
     "auto": ("s", "h", "t"),
 }
 
+WORST_SHARE = 2.0
+"""Cuts that leave a rank more than this many times the least share of a weight do not count as sharding it."""
+
+_DECODING: dict[CpStrategy, tuple[str, ...]] = {"allgather": (), "ulysses": ("h",), "ring": (), "auto": ("kv",)}
+"""With fewer new tokens than ranks there are no rows of q to share: the keys are, or the heads."""
+
 Marked = set[tuple[int, Placement]]
 
 
@@ -55,7 +61,7 @@ def weight_ports(view: OpView) -> list[int]:
         return [0] if big and "float" in view.in_dtypes[0] else []
     if view.op not in CONTRACTIONS:
         return []
-    return [i for i in (0, 1) if view.constant[i] and _contracted(view, i) > 1]
+    return [i for i, fixed in enumerate(view.constant[:2]) if fixed and _contracted(view, i) > 1]
 
 
 def _contracted(view: OpView, port: int) -> int:
@@ -83,16 +89,23 @@ def _tensor(space: Space, _: CpStrategy) -> Allowed:
     result = Allowed([])
     for cls, strategies in zip(space.quotient.classes, space.strategies):
         kept = [s for s in strategies if s.expand not in ("ring", "split_kv")]
-        if any(_splits_weight(cls.view, s) for s in kept):
-            kept = [s for s in kept if _splits_weight(cls.view, s)]
+        shares = {s: _share(cls.view, s) for s in kept}
+        least = min(shares.values())
+        if least < 1.0:
+            kept = [s for s in kept if shares[s] < 1.0 and shares[s] <= WORST_SHARE * least]
         elif weight_ports(cls.view):
             result.notes[cls.index] = "no dim of the weight can be cut on this axis"
         result.strategies.append(kept)
     return result
 
 
-def _splits_weight(view: OpView, strategy: Strategy) -> bool:
-    return any(isinstance(strategy.ins[i], Shard) for i in weight_ports(view))
+def _share(view: OpView, strategy: Strategy) -> float:
+    """The part of its weights that one rank holds, the largest of them."""
+    shares = [0.0]
+    for i in weight_ports(view):
+        placement = strategy.ins[i]
+        shares.append(placement.local(view.ranks) / placement.size if isinstance(placement, Shard) else 1.0)
+    return max(shares)
 
 
 def _keeps_weights(view: OpView, strategy: Strategy) -> bool:
@@ -102,11 +115,12 @@ def _keeps_weights(view: OpView, strategy: Strategy) -> bool:
 def _context(space: Space, cp_strategy: CpStrategy) -> Allowed:
     attentions = [c for c in space.quotient.classes if c.view.op in ATTENTION]
     chosen = {c.index for c in attentions if _is_self_attention(space, c)}
+    decoding = {c.index for c in attentions if c.view.ins[0][2] < space.quotient.ranks}  # type: ignore[index]
     stream = _stream(space, _seeds(space, chosen, dim=2), ("s", "t"))
     result = _in_stream(space, stream, ("b",))
-    result.self_attention = chosen
-    for index in chosen:
-        factors = _FACTOR_OF[cp_strategy]
+    result.self_attention = chosen | decoding
+    for index in sorted(result.self_attention):
+        factors = _FACTOR_OF[cp_strategy] if index not in decoding else _DECODING[cp_strategy]
         kept = [s for s in space.strategies[index] if s.factor in factors]
         if kept:
             result.strategies[index] = kept

@@ -162,6 +162,9 @@ def _place(labels: Labels, label: str, segments: Segments, shape: Shape | None, 
 
 FactorRule = Callable[[OpView], Factors | None]
 PortRule = Callable[[OpView, Port, Placement], Iterable[Strategy]]
+Seen = Callable[[Port], Iterable[Placement]]
+"""The placements that a port of this node is known to have in some strategy."""
+PairRule = Callable[[OpView, Port, Placement, Seen], Iterable[Strategy]]
 Localise = Callable[[OpView, Strategy], dict[str, Any]]
 Flops = Callable[[OpView], float]
 
@@ -173,6 +176,7 @@ class Rule:
     Attributes:
         factors: labels, for ops that have them.
         ports: a function, for ops that move dims; asked besides `factors`.
+        pairs: a function that may also ask what the other ports can have, where one port alone does not tell.
         localise: attributes that differ in the local view.
         flops: floating-point operations of the node as a whole; 0 for ops bound by memory.
         moves: false for ops that only rename bytes (views): they cost nothing.
@@ -181,11 +185,14 @@ class Rule:
     op: str
     factors: FactorRule | None = None
     ports: PortRule | None = None
+    pairs: PairRule | None = None
     localise: Localise | None = None
     flops: Flops | None = None
     moves: bool = True
 
-    def strategies(self, view: OpView, port: Port, placement: Placement) -> Iterable[Strategy]:
+    def strategies(
+        self, view: OpView, port: Port, placement: Placement, seen: Seen | None = None
+    ) -> Iterable[Strategy]:
         """The strategies in which `port` has `placement`; `placement` must fit the axis."""
         if self.factors is not None:
             factors = self.factors(view)
@@ -193,6 +200,8 @@ class Rule:
                 yield from factors.strategies(view, port, placement)
         if self.ports is not None:
             yield from self.ports(view, port, placement)
+        if self.pairs is not None and seen is not None:
+            yield from self.pairs(view, port, placement, seen)
 
 
 _RULES: dict[str, Rule] = {}

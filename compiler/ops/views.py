@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 from onnxmesh.compiler.ir import segments as algebra
-from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, Port, Strategy, broadcast, numbered, register
+from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, Port, Seen, Strategy, broadcast, numbered, register
 from onnxmesh.runtime.placement import Partial, Placement, R, Segments, Shard
 
 
@@ -40,13 +40,18 @@ def expand(view: OpView) -> Factors:
 
 
 def _variants(sizes: Sequence[int], known: int, cut: Segments, ranks: int) -> Iterable[list[Segments]]:
-    """Cuts for all pieces of a dim when that of piece `known` is given: the others cut as they are, or whole."""
+    """Cuts for all pieces of a dim when that of piece `known` is given.
+
+    The others take their natural cut, or are whole; or pieces of the same size are cut alike (k and v heads that
+    several ranks share).
+    """
     others = [algebra.natural(size, ranks) for size in sizes]
     first = [(cuts[-1] if cuts else algebra.whole(size, ranks)) for cuts, size in zip(others, sizes)]
     second = [cuts[0] if cuts and len(cuts) == 1 else algebra.whole(size, ranks) for cuts, size in zip(others, sizes)]
     third = [algebra.whole(size, ranks) for size in sizes]
+    alike = [cut if size == sizes[known] else some for some, size in zip(first, sizes)]
     seen = []
-    for variant in (first, second, third):
+    for variant in (first, second, third, alike):
         variant[known] = cut
         if variant not in seen:
             seen.append(variant)
@@ -100,6 +105,32 @@ def _joined(
         yield strategy("join", [_place(axis, cut, view.ranks) for cut in variant], joined)
 
 
+def concat_pairs(view: OpView, port: Port, placement: Placement, seen: Seen) -> Iterable[Strategy]:
+    """Two parts, each cut as its own neighbours want it: Concat(attention, mlp) with a gated mlp."""
+    yield from _paired(view, port, placement, seen, _axis(view, view.outs[0]), joined_is_output=True)
+
+
+def split_pairs(view: OpView, port: Port, placement: Placement, seen: Seen) -> Iterable[Strategy]:
+    """Two pieces, each cut as its own neighbours want it: a fused q, k, v and gated mlp."""
+    assert view.ins[0] is not None
+    yield from _paired(view, port, placement, seen, _axis(view, view.ins[0]), joined_is_output=False)
+
+
+def _paired(
+    view: OpView, port: Port, placement: Placement, seen: Seen, axis: int, *, joined_is_output: bool
+) -> Iterable[Strategy]:
+    count = len(view.ins if joined_is_output else view.outs)
+    if count != 2 or port.is_output == joined_is_output:
+        return
+    if not isinstance(placement, Shard) or placement.dim != axis:
+        return
+    for other in seen(Port(port.is_output, 1 - port.index)):
+        if isinstance(other, Shard) and other.dim == axis:
+            pieces = (placement, other) if port.index == 0 else (other, placement)
+            joined = (Shard(axis, algebra.concat([piece.segments for piece in pieces])),)
+            yield Strategy("join", *((pieces, joined) if joined_is_output else (joined, pieces)))
+
+
 def slice_(view: OpView, port: Port, placement: Placement) -> Iterable[Strategy]:
     """Untouched dims pass; on a sliced dim (step 1) the range must be whole segments."""
     if isinstance(placement, Partial):
@@ -141,18 +172,19 @@ def slice_localise(view: OpView, strategy: Strategy) -> dict[str, Any]:
 
 def pad(view: OpView) -> Factors:
     """Dims without padding."""
-    shape = view.ins[0]
+    shape, pads = view.ins[0], view.attr("pads")
     assert shape is not None
-    labels = tuple(
-        str(i) if size > 1 and size == out else None for i, (size, out) in enumerate(zip(shape, view.outs[0]))
-    )
+    whole = [before == after == 0 for before, after in zip(pads[: len(shape)], pads[len(shape) :])]
+    labels = tuple(label if kept else None for label, kept in zip(numbered(shape), whole))
     rest: tuple[Labels, ...] = tuple((None,) * len(other or ()) for other in view.ins[1:])
-    return Factors((labels, *rest), (labels,))
+    return Factors((labels, *rest), (labels,), linear=() if rest else (frozenset({0}),))
 
 
 def tile(view: OpView) -> Factors:
     """Dims that are not repeated."""
-    return Factors(pad(view).ins, pad(view).outs, linear=(frozenset({0}),))
+    shape = view.outs[0]
+    labels = tuple(label if n == 1 else None for label, n in zip(numbered(shape), view.attr("repeats")))
+    return Factors((labels,), (labels,), linear=(frozenset({0}),))
 
 
 def trilu(view: OpView) -> Factors:
@@ -164,8 +196,8 @@ def trilu(view: OpView) -> Factors:
 register("Reshape", ports=reshape, moves=False)
 register("Transpose", factors=transpose)
 register("Expand", factors=expand)
-register("Concat", ports=concat)
-register("Split", ports=split)
+register("Concat", ports=concat, pairs=concat_pairs)
+register("Split", ports=split, pairs=split_pairs)
 register("Slice", ports=slice_, localise=slice_localise)
 register("Pad", factors=pad)
 register("Tile", factors=tile)
