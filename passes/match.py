@@ -137,8 +137,8 @@ def is_float(value: ir.Value | None) -> bool:
 
 
 def ints(node: ir.Node, name: str) -> tuple[int, ...]:
-    """An attribute that holds ints."""
-    return tuple(node.attributes[name].as_ints())
+    """An attribute that holds ints; none where it is absent."""
+    return tuple(node.attributes[name].as_ints()) if name in node.attributes else ()
 
 
 def integer(node: ir.Node, name: str, default: int = 0) -> int:

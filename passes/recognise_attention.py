@@ -83,8 +83,9 @@ def _around(editor: Editor, softmax: ir.Node) -> Finding | None:
     if isinstance(weights, Miss):
         computed = not any(is_constant(v) for v in scores.source.operands)
         return Finding(PATTERN, name, False, str(weights)) if computed else None
-    if _of_weights(scores, weights):
-        return None
+    keys = scores.source.operands[scores.key]
+    if is_constant(keys) and len(shape_of(keys)) == 2:
+        return None  # a linear, a softmax, a product
     try:
         reason = _replace(editor, scores, weights)
     except Miss as miss:
@@ -93,11 +94,6 @@ def _around(editor: Editor, softmax: ir.Node) -> Finding | None:
     if softmax.graph is editor.graph:
         reason += "; its weights have other users and are computed beside it"
     return Finding(PATTERN, name, True, reason)
-
-
-def _of_weights(scores: Scores, weights: Weights) -> bool:
-    """Whether both contractions are with weights of the model: two linears with a softmax between them."""
-    return any(is_constant(v) for v in scores.source.operands) and any(is_constant(v) for v in weights.target.operands)
 
 
 def _replace(editor: Editor, scores: Scores, weights: Weights) -> str:
@@ -109,7 +105,7 @@ def _replace(editor: Editor, scores: Scores, weights: Weights) -> str:
     source, target = scores.source, weights.target
     sizes = source.sizes()
     s, t = sizes[source.out[-2]], sizes[source.out[-1]]
-    key = 0 if source.out[-1] in source.labels[0] else 1
+    key = scores.key
     full = tuple(sizes[c] for c in source.out[:-2])
     b, h = _heads(scores, weights, source, key, full)
     grid = Grid(b, h, s, t)

@@ -61,9 +61,10 @@ def recognise_norms(editor: Editor) -> Iterator[Finding]:
         squared = _square_of(node.inputs[0])
         if squared is None:
             continue
+        squared, variance = _variance_of(squared, node.outputs[0])
         centre = _centred(squared)
         pattern = "RMSNormalization" if centre is None else "LayerNormalization"
-        epsilon = _epsilon(node)
+        epsilon = _epsilon(variance)
         if epsilon is None:
             continue
         try:
@@ -97,10 +98,25 @@ def _centred(value: ir.Value) -> ir.Value | None:
     return given(node, 0)
 
 
-def _epsilon(mean: ir.Node) -> tuple[float, ir.Value] | None:
-    """(epsilon, mean + epsilon) where one is added and the root is taken: else this is no norm."""
-    add = only_user(mean.outputs[0], "Add")
-    number = scalar(other(add, mean.outputs[0])) if add is not None else None
+def _variance_of(x: ir.Value, mean: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """(x - mean(x), variance) where the variance is `mean(x^2) - mean(x)^2`, as in flax; else the two as given."""
+    difference = only_user(mean, "Sub")
+    average = _square_of(difference.inputs[1]) if difference is not None else None
+    source = producer(average, "ReduceMean")
+    if difference is None or average is None or source is None or source.inputs[0] is not x:
+        return x, mean
+    centred = [n.outputs[0] for n in users(average, "Sub") if n.inputs[0] is x and n.inputs[1] is average]
+    variance = difference.outputs[0]
+    floor = only_user(variance, "Max", "Relu")
+    if floor is not None and (floor.op_type == "Relu" or scalar(other(floor, variance)) == 0):
+        variance = floor.outputs[0]
+    return (centred[0], variance) if centred else (x, mean)
+
+
+def _epsilon(variance: ir.Value) -> tuple[float, ir.Value] | None:
+    """(epsilon, variance + epsilon) where one is added and the root is taken: else this is no norm."""
+    add = only_user(variance, "Add")
+    number = scalar(other(add, variance)) if add is not None else None
     if add is None or number is None or not users(add.outputs[0], "Sqrt", "Pow", "Rsqrt"):
         return None
     return number, add.outputs[0]

@@ -50,6 +50,11 @@ class Scores:
     terms: list[Term] = field(default_factory=list)
     floor: bool = False
 
+    @property
+    def key(self) -> int:
+        """The operand of the contraction that the keys are."""
+        return 0 if self.source.out[-1] in self.source.labels[0] else 1
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:

@@ -14,6 +14,7 @@ CONSTANTS = {
     "half": np.float32(0.5),
     "minus": np.float32(-0.5),
     "one": np.float32(1),
+    "zero": np.float32(0),
     "last": np.array([-1]),
     "middle": np.array([1]),
     "w": normal(N, seed=1) + 1,
@@ -87,6 +88,10 @@ def test_rms_in_half_precision(body: str, ops: dict[str, int]) -> None:
 
 CENTRE = "u = ReduceMean<keepdims = 1>(x, last) d = Sub(x, u) "
 VARIANCE = f"{CENTRE} q = Pow(d, two) m = ReduceMean<keepdims = 1>(q, last) a = Add(m, eps) r = Sqrt(a) "
+FAST = """
+    u = ReduceMean<keepdims = 1>(x, last) xx = Mul(x, x) m = ReduceMean<keepdims = 1>(xx, last) uu = Mul(u, u)
+    v0 = Sub(m, uu) d = Sub(x, u) """
+FLAX = "a = Add(v, eps) r = Sqrt(a) i = Reciprocal(r) iw = Mul(i, w) s = Mul(d, iw) y = Add(s, b)"
 KERAS = "i = Reciprocal(r) iw = Mul(i, w) xi = Mul(x, iw) ui = Mul(u, iw) bu = Sub(b, ui) y = Add(xi, bu)"
 
 
@@ -99,6 +104,8 @@ KERAS = "i = Reciprocal(r) iw = Mul(i, w) xi = Mul(x, iw) ui = Mul(u, iw) bu = S
         (f"{VARIANCE} i = Reciprocal(r) n = Mul(d, i) s = Mul(n, w) y = Add(s, b)", 3),
         (f"{VARIANCE} i = Reciprocal(r) iw = Mul(i, w) s = Mul(d, iw) y = Add(s, b)", 3),
         (f"{VARIANCE} {KERAS}", 3),
+        (f"{FAST} v = Max(v0, zero) {FLAX}", 3),
+        (f"{FAST} v = Identity(v0) {FLAX}", 3),
         (f"{VARIANCE} n = Div(d, r) y = Mul(n, w)", 2),
         (f"{VARIANCE} y = Div(d, r)", 2),
     ],
