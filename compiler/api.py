@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx
 import onnx_ir as ir
@@ -19,6 +20,7 @@ from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.ir import printer, verify
 from onnxmesh.compiler.lower import lower
 from onnxmesh.compiler.options import CP_STRATEGIES, CpStrategy, Options
+from onnxmesh.compiler.predict import Survey, survey
 from onnxmesh.compiler.report import build_report
 from onnxmesh.compiler.sources import reader
 from onnxmesh.passes.bind import bind
@@ -31,7 +33,7 @@ from onnxmesh.passes.worth import check_worth
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.plan import Plan
 
-ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
+ModelLike: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
 Progress = Callable[[str], None]
 """Called with the name of every stage before it runs."""
 
@@ -45,6 +47,7 @@ class Compilation:
     model: ir.Model | None = None
     tensors: Mapping[str, ir.TensorProtocol] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    survey: Survey | None = None
     placed: list[Placed] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     plan: Plan | None = None
@@ -66,7 +69,7 @@ class Stage:
 
 
 def _load(state: Compilation) -> None:
-    state.model = frontend.load(state.source)  # type: ignore[arg-type]
+    state.model = frontend.load(state.source)
 
 
 def _bind(state: Compilation) -> None:
@@ -82,6 +85,7 @@ def _normalise(state: Compilation) -> None:
 
 def _recognise(state: Compilation) -> None:
     state.model, state.findings = recognise(state.loaded)
+    state.survey = survey(state.model.graph)
 
 
 def _shard(axis: str, state: Compilation) -> None:
@@ -101,7 +105,9 @@ def _shard(axis: str, state: Compilation) -> None:
 def _lower(state: Compilation) -> None:
     producer = f"onnxmesh {metadata.version('onnxmesh')}"
     plan = lower(state.loaded.graph, state.options.mesh, state.options.dims, producer)
-    report = build_report(plan, state.placed, state.findings)
+    assert state.survey is not None
+    graph = state.loaded.graph
+    report = build_report(plan, graph, state.survey, state.placed, state.findings, state.options)
     state.plan = replace(plan, source=reader(state.tensors), report=report)
 
 

@@ -1,5 +1,355 @@
-"""stub"""
+"""The report of a compile: where everything lives, what is sent and why, and what it should cost.
+
+The result is JSON data; docs/report.md describes every field, compiler/report_text.py prints it for people.
+Equal compiles give equal reports: no times of the compile itself are in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxmesh.compiler import cost, predict
+from onnxmesh.compiler.cost import nbytes
+from onnxmesh.compiler.options import Options
+from onnxmesh.compiler.predict import Survey, Timing
+from onnxmesh.passes.match import Finding
+from onnxmesh.passes.place import Placed
+from onnxmesh.passes.roles import ATTENTION, CONTRACTIONS, weight_ports
+from onnxmesh.runtime.mesh import Mesh
+from onnxmesh.runtime.placement import Placement, Shard, local_shape, text
+from onnxmesh.runtime.plan import Collective, Plan, Port, Spec
+
+FORMAT = 1
+SENDS = ("AllReduce", "ReduceScatter", "AllGather", "AllToAll", "Shift", "Shard")
+_STRATEGIES = {
+    ("cp", "s"): "allgather",
+    ("cp", "h"): "ulysses",
+    ("cp", "t"): "ring",
+    ("tp", "h"): "heads",
+    ("dp", "b"): "batch",
+}
+_EXPANSIONS = {"ring": "ring", "split_kv": "split keys"}
+
+Json = dict[str, Any]
 
 
-def build_report(plan, placed, findings):
-    return {}
+def build_report(
+    plan: Plan,
+    graph: ir.Graph,
+    survey: Survey,
+    placed: Sequence[Placed],
+    findings: Iterable[Finding],
+    options: Options,
+) -> Json:
+    """The report as JSON data.
+
+    Args:
+        plan, graph: what a rank runs, and the graph that it was lowered from.
+        survey: the whole graph, before any axis was applied.
+        placed: the choices, one for each axis of more than one rank.
+        findings: patterns found and missed.
+    """
+    timing = predict.timing(graph, plan.programs[0], plan.mesh)
+    collectives = _collectives(plan, graph)
+    ranks = plan.mesh.size
+    return {
+        "format": FORMAT,
+        "producer": plan.producer,
+        "mesh": plan.mesh.to_json(),
+        "ranks": ranks,
+        "options": _options(options),
+        "model": _model(survey),
+        "axes": [_axis(p, plan, collectives, timing) for p in placed],
+        "rank": _rank(plan, placed, survey),
+        "time": _time(timing, survey),
+        "warnings": _warnings(timing, survey, ranks),
+        "inputs": [_input(port, plan, survey) for port in plan.programs[0].inputs],
+        "outputs": [_tensor(port, plan) for port in plan.programs[0].outputs],
+        "weights": [_tensor(weight, plan) for weight in plan.weights],
+        "collectives": collectives,
+        "attention": [entry for p in placed for entry in _attention(p)],
+        "replicated": [entry for p in placed for entry in _replicated(p)],
+        "uneven": _uneven(plan, placed),
+        "patterns": [
+            {"pattern": f.pattern, "node": f.node, "found": f.found, "reason": f.reason} for f in findings
+        ],
+    }  # fmt: skip
+
+
+def label(node: ir.Node) -> str:
+    """The name of the model's node that a node comes from."""
+    return str(node.meta.get("origin") or node.name or node.outputs[0].name or node.op_type)
+
+
+def share(part: float, whole: float) -> float:
+    """part / whole, rounded so that it reads well; 0 of nothing."""
+    return round(part / whole, 6) if whole else 0.0
+
+
+def _options(options: Options) -> Json:
+    return {
+        "cp_strategy": options.cp_strategy,
+        "shard_outputs": options.shard_outputs,
+        "allow_replicated": options.allow_replicated,
+        "dims": dict(options.dims),
+        "shapes": {name: list(shape) for name, shape in options.shapes.items()},
+    }
+
+
+def _model(survey: Survey) -> Json:
+    return {
+        "nodes": survey.nodes,
+        "flops": survey.flops,
+        "weight_bytes": survey.weight_bytes,
+        "microseconds": round(survey.microseconds, 3),
+    }
+
+
+# --- axes and ranks -----------------------------------------------------------------------------------------
+
+
+def _axis(placed: Placed, plan: Plan, collectives: Sequence[Json], timing: Timing) -> Json:
+    whole, ours, divided = _flops(placed)
+    linear, linear_ours, linear_cut = _linear_bytes(placed)
+    weights = {w.name: nbytes(w.shape, w.dtype) for w in plan.weights}
+    cut = [w.name for w in plan.weights if isinstance(dict(w.spec).get(placed.axis), Shard)]
+    sent = [c for c in collectives if c["axis"] == placed.axis]
+    return {
+        "axis": placed.axis,
+        "ranks": placed.ranks,
+        "decisions": placed.classes,
+        "flops_sharded": share(divided, whole),
+        "flops_per_rank": share(ours, whole),
+        "weight_bytes_sharded": share(sum(weights[name] for name in cut), sum(weights.values())),
+        "linear_weight_bytes_sharded": share(linear_cut, linear),
+        "linear_weight_bytes_per_rank": share(linear_ours, linear),
+        "collectives": len(sent),
+        "bytes_sent": sum(c["bytes"] for c in sent),
+        "communication_us": round(timing.communication.get(placed.axis, 0.0), 3),
+    }
+
+
+def _flops(placed: Placed) -> tuple[float, float, float]:
+    """FLOPs of the graph that the axis found, of one rank of it, and of the nodes that its ranks divide."""
+    whole = ours = divided = 0.0
+    for node, view in placed.views.items():
+        full, mine = cost.flops(view), cost.strategy_flops(view, placed.strategies[node])
+        whole += full
+        ours += mine
+        divided += full if mine < full else 0.0
+    return whole, ours, divided
+
+
+def _linear_bytes(placed: Placed) -> tuple[int, int, int]:
+    """Bytes of the weights of contractions: all, those of one rank, and those that the axis divides."""
+    whole = ours = divided = 0
+    for shape, dtype, placement in _linear_weights(placed):
+        full = nbytes(shape, dtype)
+        mine = nbytes(local_shape(shape, placement, placed.ranks), dtype)
+        whole += full
+        ours += mine
+        divided += full if mine < full else 0
+    return whole, ours, divided
+
+
+def _linear_weights(placed: Placed) -> Iterator[tuple[tuple[int, ...], str, Placement]]:
+    seen: set[tuple[ir.Value | None, Placement]] = set()
+    for node, view in placed.views.items():
+        if view.op not in CONTRACTIONS:
+            continue
+        for i in weight_ports(view):
+            placement, shape = placed.strategies[node].ins[i], view.ins[i]
+            if shape is not None and (node.inputs[i], placement) not in seen:
+                seen.add((node.inputs[i], placement))
+                yield shape, view.in_dtypes[i], placement
+
+
+def _rank(plan: Plan, placed: Sequence[Placed], survey: Survey) -> Json:
+    program = plan.programs[0]
+    flops = _flops(placed[-1])[1] if placed else survey.flops
+    weights = sum(nbytes(_local(w.shape, w.spec, plan.mesh), w.dtype) for w in plan.weights)
+    inputs = sum(nbytes(_local(p.shape, p.spec, plan.mesh), p.dtype) for p in program.inputs)
+    return {
+        "flops": flops,
+        "flops_share": share(flops, survey.flops),
+        "weight_bytes": weights,
+        "weight_share": share(weights, survey.weight_bytes),
+        "activation_bytes": program.arena_bytes,
+        "input_bytes": inputs,
+        "instructions": len(program.instructions),
+    }
+
+
+def _time(timing: Timing, survey: Survey) -> Json:
+    communication = sum(timing.communication.values())
+    return {
+        "device": "H200",
+        "compute_us": round(timing.compute, 3),
+        "communication_us": round(communication, 3),
+        "hidden_us": round(max(0.0, timing.compute + communication - timing.total), 3),
+        "total_us": round(timing.total, 3),
+        "one_device_us": round(survey.microseconds, 3),
+    }
+
+
+def _warnings(timing: Timing, survey: Survey, ranks: int) -> list[str]:
+    if ranks == 1 or timing.total < survey.microseconds:
+        return []
+    return [
+        f"{ranks} ranks are predicted slower than one device: {timing.total:.0f} us against "
+        f"{survey.microseconds:.0f} us (the model is small for them, or the ranks wait for each other)"
+    ]
+
+
+# --- tensors ------------------------------------------------------------------------------------------------
+
+
+def _local(shape: Sequence[int], spec: Spec, mesh: Mesh) -> tuple[int, ...]:
+    for axis, placement in spec:
+        shape = local_shape(shape, placement, mesh.axis_size(axis))
+    return tuple(shape)
+
+
+def _tensor(tensor: Any, plan: Plan) -> Json:
+    """A weight, an input or an output: its global view, its placement, and a rank's piece."""
+    local = _local(tensor.shape, tensor.spec, plan.mesh)
+    return {
+        "name": tensor.name,
+        "dtype": tensor.dtype,
+        "shape": list(tensor.shape),
+        "local_shape": list(local),
+        "bytes": nbytes(tensor.shape, tensor.dtype),
+        "local_bytes": nbytes(local, tensor.dtype),
+        "placement": _placement(tensor.spec, plan.mesh),
+    }
+
+
+def _placement(spec: Spec, mesh: Mesh) -> dict[str, str]:
+    """Of every axis with more than one rank, as text."""
+    given = dict(spec)
+    sizes = [(axis, size) for axis, size in mesh.axes if size > 1]
+    return {axis: text(given[axis], size) if axis in given else "R" for axis, size in sizes}
+
+
+def _input(port: Port, plan: Plan, survey: Survey) -> Json:
+    rows = survey.lookups.get(port.name)
+    return {**_tensor(port, plan), "below": rows}
+
+
+# --- what is sent, and what is not divided ------------------------------------------------------------------
+
+
+def _collectives(plan: Plan, graph: ir.Graph) -> list[Json]:
+    program = plan.programs[0]
+    result = []
+    for index, (item, node) in enumerate(zip(program.instructions, predict.executed(graph), strict=True)):
+        if not isinstance(item, Collective):
+            continue
+        buffer, value = program.buffers[item.ins[0]], node.inputs[0]
+        assert value is not None
+        tensor, _, change = item.reason.rpartition(": ")
+        resharded = "->" in change
+        result.append(
+            {
+                "instruction": index,
+                "kind": item.kind,
+                "axis": item.axis,
+                "bytes": predict.bytes_sent(item, program, plan.mesh),
+                "microseconds": round(predict.collective_time(item, program, plan.mesh), 3),
+                "dtype": buffer.dtype,
+                "shape": list(buffer.shape),
+                "tensor": tensor if resharded else str(value.meta.get("global_name", value.name)),
+                "node": item.node,
+                "reason": change if resharded else item.reason,
+            }
+        )
+    return result
+
+
+def _attention(placed: Placed) -> Iterator[Json]:
+    """How every attention runs on an axis; blocks of a ring that an earlier axis made count as one."""
+    seen: set[str] = set()
+    for node, view in placed.views.items():
+        name = label(node)
+        if view.op not in ATTENTION or name in seen:
+            continue
+        seen.add(name)
+        strategy = placed.strategies[node]
+        known = _EXPANSIONS.get(strategy.expand) or _STRATEGIES.get((placed.axis, strategy.factor))
+        yield {
+            "axis": placed.axis,
+            "node": name,
+            "self_attention": node in placed.self_attention if placed.axis == "cp" else None,
+            "strategy": known or strategy.factor,
+            "q": list(view.ins[0] or ()),
+            "k": list(view.ins[1] or ()),
+            "placement": [text(p, placed.ranks) for p in strategy.ins[:3]],
+        }
+
+
+def _replicated(placed: Placed) -> Iterator[Json]:
+    """The nodes that every rank of the axis computes whole, if they cost anything."""
+    times = {n: cost.computation(v, placed.strategies[n]) for n, v in placed.views.items() if v.op not in SENDS}
+    total = sum(times.values())
+    for node, reason in placed.replicated.items():
+        if times.get(node):
+            yield {
+                "axis": placed.axis,
+                "node": label(node),
+                "op": node.op_type,
+                "reason": reason,
+                "microseconds": round(times[node], 3),
+                "share": share(times[node], total),
+                "flops": cost.flops(placed.views[node]),
+            }
+
+
+# --- pieces that do not divide ------------------------------------------------------------------------------
+
+
+def _uneven(plan: Plan, placed: Sequence[Placed]) -> list[Json]:
+    """Cuts in which some ranks hold the same part: of attentions, weights, inputs and outputs."""
+    program = plan.programs[0]
+    result: list[Json] = []
+    for p in placed:
+        for node, view in p.views.items():
+            if view.op in ATTENTION:
+                for what, cut in zip(("q", "k and v"), p.strategies[node].ins):
+                    result += _copies(p.axis, p.ranks, label(node), what, cut)
+    for what, tensors in (("weight", plan.weights), ("input", program.inputs), ("output", program.outputs)):
+        for tensor in tensors:
+            for axis, cut in tensor.spec:
+                result += _copies(axis, plan.mesh.axis_size(axis), tensor.name, what, cut)
+    return list({str(entry): entry for entry in result}.values())
+
+
+def _copies(axis: str, ranks: int, name: str, what: str, cut: Placement) -> Iterator[Json]:
+    if isinstance(cut, Shard) and cut.has_copies:
+        yield {
+            "axis": axis,
+            "name": name,
+            "what": what,
+            "dim": cut.dim,
+            "placement": cut.text(ranks),
+            "reason": _why_uneven(cut, ranks, _unit(what, cut.dim)),
+        }
+
+
+def _unit(what: str, dim: int) -> str:
+    if what in ("q", "k and v"):
+        return {1: f"{what} heads", 2: "positions"}.get(dim, "elements")
+    return "elements"
+
+
+def _why_uneven(cut: Shard, ranks: int, unit: str) -> str:
+    """`6 heads on 4 ranks: 2 parts, each on 2 ranks`."""
+    shared = sum(s.size for s in cut.segments if s.copies < ranks)
+    whole = sum(s.size for s in cut.segments if s.copies == ranks)
+    copied = [s for s in cut.segments if 1 < s.copies < ranks]
+    parts = [f"{s.size} in {s.parts(ranks)} parts, each on {s.copies} ranks" for s in copied]
+    if whole:
+        parts.append(f"{shared} divided, {whole} whole on every rank")
+    return f"{cut.size} {unit} on {ranks} ranks: {'; '.join(parts)}"

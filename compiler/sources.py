@@ -26,12 +26,12 @@ def _read(tensor: ir.ExternalTensor) -> np.ndarray:
     dtype = tensor.dtype.numpy()
     if tensor.dtype.bitwidth < 8:
         return tensor.numpy()  # packed: let the library unpack it
-    shape = tuple(int(size) for size in tensor.shape)
+    shape = tensor.shape.numpy()
     array = np.empty(shape, dtype)
     try:
         with open(Path(tensor.base_dir) / tensor.location, "rb", buffering=0) as file:
             file.seek(tensor.offset or 0)
-            got = _fill(file, memoryview(array.reshape(-1).view(np.uint8)))
+            got = _fill(file, array.reshape(-1).view(np.uint8).data)
     except OSError as error:
         raise ModelError(f"tensor {tensor.name!r}: {tensor.location} cannot be read: {error.strerror}") from error
     if got != prod(shape) * dtype.itemsize:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxmesh.compiler.ir.rule import OpView, Strategy
 from onnxmesh.compiler.options import CpStrategy
 from onnxmesh.passes.candidates import enumerate_strategies
+from onnxmesh.passes.reasons import why_replicated
 from onnxmesh.passes.roles import constrain
 from onnxmesh.passes.solve import solve
 from onnxmesh.passes.tie import tie
@@ -23,6 +24,7 @@ class Placed:
         strategies, views: by node.
         self_attention: nodes that the cp axis pins.
         notes: what the axis's role could not have, by node.
+        replicated: why, by node, for the nodes that every rank computes whole.
         classes: how many decisions there were.
     """
 
@@ -32,6 +34,7 @@ class Placed:
     views: Mapping[ir.Node, OpView]
     self_attention: frozenset[ir.Node] = frozenset()
     notes: Mapping[ir.Node, str] = field(default_factory=dict)
+    replicated: Mapping[ir.Node, str] = field(default_factory=dict)
     classes: int = 0
 
 
@@ -42,6 +45,11 @@ def place(graph: ir.Graph, axis: str, ranks: int, *, cp_strategy: CpStrategy, sh
     allowed = constrain(space, axis, cp_strategy)
     chosen = solve(space, allowed, shard_outputs=shard_outputs)
     classes = quotient.classes
+    whole = {
+        cls.index: why_replicated(cls, space.strategies[cls.index], axis, allowed)
+        for cls in classes
+        if chosen[cls.index].factor == "replicate"
+    }
     return Placed(
         axis,
         ranks,
@@ -49,5 +57,6 @@ def place(graph: ir.Graph, axis: str, ranks: int, *, cp_strategy: CpStrategy, sh
         {node: classes[index].view for node, index in quotient.class_of.items()},
         frozenset(node for index in allowed.self_attention for node in classes[index].nodes),
         {node: note for index, note in allowed.notes.items() for node in classes[index].nodes},
+        {node: reason for index, reason in whole.items() for node in classes[index].nodes},
         len(classes),
     )

@@ -18,9 +18,9 @@ def verify(graph: ir.Graph, after: str) -> None:
         _check_type(value, after, "the graph's constants and inputs")
     for node in graph:
         where = f"node {node.name!r} ({node.op_type})"
-        for value in node.inputs:
-            if value is not None and value not in known:
-                raise CompilerDefect(f"after {after}: {where} reads {value.name!r} before it is made")
+        for read in node.inputs:
+            if read is not None and read not in known:
+                raise CompilerDefect(f"after {after}: {where} reads {read.name!r} before it is made")
         for value in node.outputs:
             _check_type(value, after, where)
             known.add(value)
