@@ -145,6 +145,10 @@ def _rotated(joined: Joined) -> Whole | None:
 def _check_joined(joined: Joined, whole: Whole) -> None:
     if whole.interleaved != joined.interleaved:
         raise Miss("the parts are taken apart one way and put together the other way")
+    _check_shape(joined, whole)
+
+
+def _check_shape(joined: Joined, whole: Whole) -> None:
     if whole.shape != joined.shape:
         raise Miss(f"parts of {list(whole.shape)} are put together as {list(joined.shape)}")
 
@@ -188,9 +192,21 @@ def _parts(editor: Editor, joined: Joined) -> Rotation | None:
         c, d = d, c
     if [second for second, _ in (a, b, c, d)] != [False, True, True, False]:
         raise Miss("the parts of x are not combined as x1 * cos - x2 * sin, x2 * cos + x1 * sin")
-    _check_joined(joined, whole)
+    _check_shape(joined, whole)
     cos, sin = _table(a[1], c[1], joined), _table(b[1], d[1], joined)
-    return Rotation(editor.reshape(whole.value, whole.shape), cos, sin, joined.interleaved)
+    x = editor.reshape(whole.value, whole.shape)
+    if whole.interleaved != joined.interleaved:
+        x = _reordered(editor, x, whole.interleaved)
+    return Rotation(x, cos, sin, joined.interleaved)
+
+
+def _reordered(editor: Editor, x: ir.Value, interleaved: bool) -> ir.Value:
+    """x with its pairs as halves, or its halves as pairs: DeepSeek takes pairs apart and puts halves together."""
+    shape = shape_of(x)
+    half, rank = shape[-1] // 2, len(shape)
+    parts = (*shape[:-1], half, 2) if interleaved else (*shape[:-1], 2, half)
+    swap = (*range(rank - 1), rank, rank - 1)
+    return view(editor, x, [Step("reshape", parts), Step("transpose", swap), Step("reshape", shape)])
 
 
 def _factors(product: ir.Node, interleaved: bool) -> list[tuple[Part, ir.Value]]:

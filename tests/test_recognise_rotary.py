@@ -93,6 +93,14 @@ def test_parts_written_into_a_tensor(step: int) -> None:
     assert result.attribute("Rotary", "interleaved") == step - 1
 
 
+@pytest.mark.parametrize(("apart", "join", "interleaved"), [(STRIDES, JOIN, 0), (SLICES, JOIN_PAIRS, 1)])
+def test_pairs_taken_apart_and_put_together_as_halves(apart: str, join: str, interleaved: int) -> None:
+    """DeepSeek: the features come out in another order than they went in."""
+    result = check(f"{apart} {PRODUCTS} {join}", {"x": X, **HALF_TABLES}, CONSTANTS)
+    assert result.ops == {"Reshape": 2, "Transpose": 1, "Rotary": 1}
+    assert result.attribute("Rotary", "interleaved") == interleaved
+
+
 def test_heads_split_together_with_the_pairs() -> None:
     body = f"xp = Reshape(x, pairs) {PAIRS.split('xp = Reshape(x, pairs)')[1]} {PRODUCTS} {JOIN_PAIRS}"
     result = check(body, {"x": X.reshape(B, H * S * D), **HALF_TABLES}, CONSTANTS)
