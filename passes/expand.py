@@ -17,6 +17,8 @@ Values = Sequence[ir.Value | None]
 Types = Sequence[tuple[str, Sequence[int]]]
 Expansion = Callable[[Local, OpView, Strategy, Values, Types], Sequence[ir.Value]]
 F32 = "float32"
+ATTRIBUTES = ("scale", "softcap", "masked_row", "qk_dtype")
+"""What an AttentionBlock takes over from its Attention."""
 
 
 def _value(values: Values, index: int) -> ir.Value | None:
@@ -87,7 +89,7 @@ def masked_gather(local: Local, view: OpView, strategy: Strategy, ins: Values, o
     (dtype, shape), table, index = outs[0], _some(ins, 0), _some(ins, 1)
     placement = strategy.ins[0]
     assert isinstance(placement, Shard) and view.ins[0] is not None
-    kind, size = dtype_of(index), shape_of(index)
+    kind, size = dtype_of(index), shape_of(index) or (1,)
 
     def op(name: str, a: ir.Value, b: ir.Value, out: str = kind) -> ir.Value:
         return local.one(name, [a, b], out, size, domain="")
@@ -96,6 +98,8 @@ def masked_gather(local: Local, view: OpView, strategy: Strategy, ins: Values, o
         return local.constant(np.array(value, kind))
 
     zero = number(0)
+    if not shape_of(index):
+        index = local.one("Reshape", [index], kind, size)
     wrapped = op("Add", index, number(view.ins[0][0]))
     index = local.one("Where", [op("Less", index, zero, "bool"), wrapped, index], kind, size, domain="")
     row: ir.Value | None = None
@@ -109,11 +113,12 @@ def masked_gather(local: Local, view: OpView, strategy: Strategy, ins: Values, o
         row = found if row is None else op("Add", row, found)
         here = inside if here is None else op("Or", here, inside, "bool")
     assert row is not None and here is not None
-    rows = local.one("Gather", [table, row], dtype, shape, domain="", axis=0)
-    tail = (1,) * (len(shape) - len(size))
-    here = local.one("Reshape", [here], "bool", (*size, *tail))
+    width = view.ins[0][1:]
+    rows = local.one("Gather", [table, row], dtype, (*size, *width), domain="", axis=0)
+    here = local.one("Reshape", [here], "bool", (*size, *(1,) * len(width)))
     nothing = local.constant(np.zeros((), numpy_dtype(dtype)))
-    return [local.one("Where", [here, rows, nothing], dtype, shape, domain="")]
+    result = local.one("Where", [here, rows, nothing], dtype, (*size, *width), domain="")
+    return [result if shape_of(result) == tuple(shape) else local.one("Reshape", [result], dtype, shape)]
 
 
 def _bounds(segments: Segments, ranks: int) -> list[tuple[list[int], list[int], list[int]]]:
@@ -137,7 +142,7 @@ class _Blocks:
         self.local, self.ins = local, ins
         self.dtype, self.shape = outs[0]
         self.row = (*self.shape[:3], 1)
-        self.attrs = {name: value for name, value in view.attrs if name in ("scale", "softcap", "masked_row")}
+        self.attrs = {name: value for name, value in view.attrs if name in ATTRIBUTES}
         self.masked_row = view.attr("masked_row", "nan")
         self.state: Sequence[ir.Value] | None = None
 

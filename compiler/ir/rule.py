@@ -103,6 +103,7 @@ class Factors:
         linear: sets of inputs which, all Partial(sum) at once, give Partial(sum) outputs.
         expand: label -> the expansion that a strategy on it needs.
         single: labels whose parts must be on one rank only, since a statistic counts them.
+        added: inputs that are added to a sum, as a bias is: Partial where the sum is.
     """
 
     ins: tuple[Labels, ...]
@@ -111,6 +112,7 @@ class Factors:
     linear: tuple[frozenset[int], ...] = ()
     expand: tuple[tuple[str, str], ...] = ()
     single: tuple[str, ...] = ()
+    added: frozenset[int] = frozenset()
 
     def strategies(self, view: OpView, port: Port, placement: Placement) -> Iterable[Strategy]:
         """The strategies in which `port` has `placement`."""
@@ -132,9 +134,9 @@ class Factors:
         once = reduction == "sum" and any(s.copies > 1 for s in segments)
         if once and not any(c and label in labels for c, labels in zip(view.constant, self.ins)):
             return None  # a segment that several ranks hold would count more than once
-        ins = tuple(
-            _place(labels, label, segments, shape, once and constant)
-            for labels, shape, constant in zip(self.ins, view.ins, view.constant)
+        ins: tuple[Placement, ...] = tuple(
+            Partial(reduction) if reduction and i in self.added else _place(labels, label, segments, shape, once and c)
+            for i, (labels, shape, c) in enumerate(zip(self.ins, view.ins, view.constant))
         )
         if reduction:
             outs: tuple[Placement, ...] = tuple(Partial(reduction) for _ in self.outs)

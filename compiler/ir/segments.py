@@ -95,6 +95,8 @@ def reshape(
     Within a group of dims, a cut of a dim with outer product O and inner product I has the flat form
     `(segments * I) repeated O times`; two dims match when their flat forms do.
     """
+    if 0 in before:
+        return None
     for ours, theirs in groups(before, after):
         if dim not in ours:
             continue

@@ -11,7 +11,7 @@ UNARY = (
 ).split()
 NARY = (
     "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean "
-    "Min Mod Mul Or Pow PRelu Sub Sum Where Xor CastLike Fused"
+    "Min Mod Mul Or Pow PRelu Sub Sum Where Xor Fused"
 ).split()
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -27,6 +27,7 @@ def _linear(view: OpView) -> tuple[frozenset[int], ...]:
         "Add": (frozenset({0, 1}),),
         "Sub": (frozenset({0, 1}),),
         "Sum": (frozenset(range(len(view.ins))),),
+        "Mean": (frozenset(range(len(view.ins))),),
         "Mul": (frozenset({0}), frozenset({1})),
         "Div": (frozenset({0}),),
         "Where": (frozenset({1, 2}),),
@@ -42,4 +43,11 @@ def factors(view: OpView) -> Factors:
     )
 
 
+def cast_like(view: OpView) -> Factors:
+    """Of the second input only the dtype counts."""
+    x, like = view.ins
+    return Factors((numbered(x or ()), (None,) * len(like or ())), (numbered(view.outs[0]),))
+
+
 register(*UNARY, *NARY, factors=factors)
+register("CastLike", factors=cast_like)

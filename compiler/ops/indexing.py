@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, numbered, register
 
+LINEAR = (frozenset({0}),)
+
 
 def gather(view: OpView) -> Factors:
     """data[.., v, ..], idx -> data dims before the axis, idx dims, data dims after it.
@@ -20,30 +22,30 @@ def gather(view: OpView) -> Factors:
     table = axis == 0 and view.constant[0] and "float" in view.out_dtypes[0] and len(data) > 1
     ours[axis] = "v" if table else None
     sums = (("v", "sum"),) if table else ()
-    return Factors((tuple(ours), tuple(theirs)), (out,), sums=sums, expand=(("v", "masked_gather"),), linear=())
+    return Factors((tuple(ours), tuple(theirs)), (out,), sums=sums, expand=(("v", "masked_gather"),), linear=LINEAR)
 
 
 def gather_elements(view: OpView) -> Factors:
-    """Dims other than the axis, where data and index have the same size."""
+    """The index's own axis; other dims where data and index have the same size."""
     data, index = view.ins[0], view.ins[1]
     assert data is not None and index is not None
     axis = int(view.attr("axis", 0)) % len(data)
-    labels: Labels = tuple(
-        str(i) if i != axis and a == b and a > 1 else None for i, (a, b) in enumerate(zip(data, index))
-    )
-    return Factors((labels, labels), (labels,))
+    ours: list[str | None] = [str(i) if a == b and a > 1 else None for i, (a, b) in enumerate(zip(data, index))]
+    theirs = list(ours)
+    ours[axis], theirs[axis] = None, "index"
+    return Factors((tuple(ours), tuple(theirs)), (tuple(theirs),))
 
 
 def gather_nd(view: OpView) -> Factors:
-    """Index dims, and data dims beyond the indexed ones (no batch dims)."""
+    """Batch dims, index dims, and data dims beyond the indexed ones."""
     data, index = view.ins[0], view.ins[1]
     assert data is not None and index is not None
-    if view.attr("batch_dims", 0):
-        return Factors(((None,) * len(data), (None,) * len(index)), ((None,) * len(view.outs[0]),))
-    depth = index[-1]
+    batch = int(view.attr("batch_dims", 0))
+    depth = batch + index[-1]
     lead: Labels = tuple(f"i{i}" if size > 1 else None for i, size in enumerate(index[:-1]))
     rest: Labels = tuple(f"d{i}" if size > 1 else None for i, size in enumerate(data[depth:]))
-    return Factors(((*(None,) * depth, *rest), (*lead, None)), ((*lead, *rest),))
+    ours = (*lead[:batch], *(None,) * index[-1], *rest)
+    return Factors((ours, (*lead, None)), ((*lead, *rest),), linear=LINEAR)
 
 
 def scatter_nd(view: OpView) -> Factors:

@@ -50,7 +50,8 @@ def einsum(view: OpView) -> Factors | None:
         return None
     left, right = equation.split("->")
     terms = left.split(",")
-    if any(len(set(term)) != len(term) for term in terms if "..." not in term):
+    names = [term.replace("...", "") for term in terms]
+    if any(len(set(name)) != len(name) for name in names):
         return None  # a diagonal
     ins = tuple(_term(term, shape) for term, shape in zip(terms, view.ins))
     outs = _term(right, view.outs[0])
@@ -83,20 +84,16 @@ def conv(view: OpView) -> Factors:
     """n c spatial, o c kernel, o -> n o spatial: batch, output channels, input channels (summed)."""
     spatial = (None,) * (len(view.outs[0]) - 2)
     group = view.attr("group", 1)
-    if group == 1:
-        o: str | None = "o"
-        c: str | None = "c"
-    elif group == view.outs[0][1]:  # depthwise, or one output channel a group
-        o, c = None, None
-    else:
-        o, c = None, None
+    o, c = ("o", "c") if group == 1 else (None, None)
     ins: list[Labels] = [("n", c, *spatial), (o, c, *spatial)]
-    if len(view.ins) > 2:
-        ins.append((o,) if view.ins[2] is not None else ())
-    sums = (("c", "sum"),) if c and len(view.ins) == 2 else ()
-    if not sums:
-        ins = [tuple(None if label == "c" else label for label in labels) for labels in ins]
-    return Factors(tuple(ins), (("n", o, *spatial),), sums=sums)
+    bias = frozenset(range(2, len(view.ins)))
+    return Factors(
+        (*ins, *((o,) for _ in bias)),
+        (("n", o, *spatial),),
+        sums=(("c", "sum"),) if c else (),
+        linear=(bias | {0}, bias | {1}),
+        added=bias,
+    )
 
 
 def conv_ports(view: OpView, port: Port, placement: Placement) -> Iterable[Strategy]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, numbered, register
+from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, Shape, numbered, register
 
 
 def last_dims(view: OpView) -> Factors:
@@ -13,16 +13,21 @@ def last_dims(view: OpView) -> Factors:
     shape = view.ins[0]
     assert shape is not None
     axis = int(view.attr("axis", -1)) % len(shape)
+    last = axis == len(shape) - 1 and len(view.outs) == 1
+    # A scale that broadcasts over the normalised dim is not worth the case.
+    one = last and all(other is None or other[-1:] == shape[-1:] for other in view.ins[1:])
     lead = numbered(shape)[:axis]
-    one = axis == len(shape) - 1 and len(view.outs) == 1
-    tail: Labels = ("normalised",) if one else (None,) * (len(shape) - axis)
-    scales: tuple[Labels, ...] = tuple(
-        ("normalised",) if one and other == shape[-1:] else (None,) * len(other or ()) for other in view.ins[1:]
-    )
-    if any(label == (None,) for label in scales):
-        tail = (None,) * len(tail)  # a scale that broadcasts is not worth the case
-    outs = ((*lead, *tail), *((*lead, *(None,) * (len(out) - axis)) for out in view.outs[1:]))
-    return Factors(((*lead, *tail), *scales), outs, expand=(("normalised", "stat_norm"),), single=("normalised",))
+    labels: Labels = (*lead, *(("normalised",) if one else (None,) * (len(shape) - axis)))
+    scales = tuple(_aligned(other or (), shape, labels) for other in view.ins[1:])
+    statistics = tuple((*lead, *(None,) * (len(out) - axis)) for out in view.outs[1:])
+    expand = (("normalised", "stat_norm"),)
+    return Factors((labels, *scales), (labels, *statistics), expand=expand, single=("normalised",))
+
+
+def _aligned(other: Shape, shape: Shape, labels: Labels) -> Labels:
+    """Labels of what broadcasts to `shape`, whose dims have `labels`."""
+    skip = len(shape) - len(other)
+    return tuple(labels[i + skip] if size == shape[i + skip] else None for i, size in enumerate(other))
 
 
 def one_axis(view: OpView) -> Factors:

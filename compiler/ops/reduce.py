@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, numbered, register
 
-_PARTIAL = {"ReduceSum": "sum", "ReduceMean": "sum", "ReduceMax": "max", "ReduceMin": "min"}
+_PARTIAL = {
+    **dict.fromkeys(("ReduceSum", "ReduceMean", "ReduceL1", "ReduceSumSquare"), "sum"),
+    "ReduceMax": "max",
+    "ReduceMin": "min",
+}
 OPS = (
     "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceSumSquare"
 )
@@ -18,7 +22,7 @@ def reduce(view: OpView) -> Factors:
     partial = _PARTIAL.get(view.op)
     floating = "float" in view.out_dtypes[0]
     labels: Labels = tuple(
-        label if i not in axes or (partial and (floating or partial != "sum" or view.op == "ReduceSum")) else None
+        label if i not in axes or (partial and (floating or view.op != "ReduceMean")) else None
         for i, label in enumerate(numbered(shape))
     )
     kept = [None if i in axes else label for i, label in enumerate(labels)]
