@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -91,6 +92,9 @@ class Rotation:
 
 def recognise_rotary(editor: Editor) -> Iterator[Finding]:
     """Replace the rotary embedding around every value that is put together from two parts."""
+    for node in anchors(editor.graph, "Concat"):
+        if len(node.inputs) > 2 and last_axis(node) and _among_others(editor, node):
+            yield Finding(PATTERN, label(node), True, "halves, beside features that are not rotated")
     for node in anchors(editor.graph, "Concat", "ScatterND"):
         joined = _joined(node)
         if joined is None:
@@ -108,6 +112,28 @@ def recognise_rotary(editor: Editor) -> Iterator[Finding]:
             yield Finding(PATTERN, label(node), False, str(miss))
             continue
         yield Finding(PATTERN, label(node), True, kind)
+
+
+def _among_others(editor: Editor, node: ir.Node) -> bool:
+    """Replace a rotary embedding whose two parts are put together in one Concat with what is not rotated."""
+    inputs = [v for v in node.inputs if v is not None]
+    for i, (first, second) in enumerate(pairwise(inputs)):
+        shape = shape_of(first)
+        if shape != shape_of(second):
+            continue
+        whole = (*shape[:-1], 2 * shape[-1])
+        try:
+            found = _parts(editor, Joined(node.outputs[0], first, second, False, whole))
+        except Miss:
+            continue
+        if found is not None:
+            x = editor.cast(found.x, first.dtype or ir.DataType.FLOAT)
+            out = editor.op(PATTERN, [x, found.cos, found.sin], whole, attrs={"interleaved": 0}, domain=DOMAIN)
+            parts = [*inputs[:i], out, *inputs[i + 2 :]]
+            joined = editor.op("Concat", parts, shape_of(node.outputs[0]), attrs={"axis": len(whole) - 1})
+            editor.replace(node.outputs[0], joined)
+            return True
+    return False
 
 
 def _replace(editor: Editor, found: Rotation, value: ir.Value, shape: Sequence[int], steps: Sequence[Step]) -> None:

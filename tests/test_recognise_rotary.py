@@ -101,6 +101,13 @@ def test_pairs_taken_apart_and_put_together_as_halves(apart: str, join: str, int
     assert result.attribute("Rotary", "interleaved") == interleaved
 
 
+@pytest.mark.parametrize("order", ["rest, o1, o2", "o1, o2, rest"])
+def test_put_together_with_what_is_not_rotated(order: str) -> None:
+    body = f"{SLICES} {PRODUCTS} y = Concat<axis = -1>({order})"
+    result = check(body, {"x": X, "rest": normal(B, H, S, 6), **HALF_TABLES}, CONSTANTS)
+    assert result.ops == {"Rotary": 1, "Concat": 1}
+
+
 def test_heads_split_together_with_the_pairs() -> None:
     body = f"xp = Reshape(x, pairs) {PAIRS.split('xp = Reshape(x, pairs)')[1]} {PRODUCTS} {JOIN_PAIRS}"
     result = check(body, {"x": X.reshape(B, H * S * D), **HALF_TABLES}, CONSTANTS)
