@@ -109,7 +109,11 @@ def _head(report: Report) -> str:
         f"Mesh {mesh}: {report['ranks']} ranks. The model: {model['nodes']} nodes, {_flops(model['flops'])}, "
         f"weights {size(model['weight_bytes'])}."
     )
-    return "\n".join([line, *(f"warning: {text}" for text in report["warnings"])])
+    return "\n".join([_wrap(line), *(_wrap(f"warning: {text}") for text in report["warnings"])])
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False)
 
 
 def _axes(report: Report) -> str:
@@ -142,11 +146,11 @@ def _memory(report: Report) -> str:
 
 def _time(report: Report) -> str:
     time = report["time"]
-    hidden = f", {micros(time['hidden_us'])} of it beside computation" if time["hidden_us"] else ""
-    return (
-        f"Predicted for one run ({time['device']}): {micros(time['total_us'])} = computation "
-        f"{micros(time['compute_us'])} + communication {micros(time['communication_us'])}{hidden}\n"
-        f"  (on one device {micros(time['one_device_us'])})"
+    hidden = f" ({micros(time['hidden_us'])} of it beside computation)" if time["hidden_us"] else ""
+    return _wrap(
+        f"Predicted for one run ({time['device']}): {micros(time['total_us'])}, with {micros(time['compute_us'])} of "
+        f"computation and {micros(time['communication_us'])} of communication{hidden}; on one device "
+        f"{micros(time['one_device_us'])}"
     )
 
 

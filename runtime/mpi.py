@@ -65,13 +65,13 @@ class MpiCommunicator(HostCommunicator):
             self._world.Free()
 
     def abort(self, error: BaseException) -> None:
-        """Say in one line on stderr what failed, and end all processes with status 1."""
+        """Say in one line on stderr what failed, and end all processes with its exit code."""
         text = " ".join(f"{type(error).__name__}: {error}".split())
         frames = traceback.extract_tb(error.__traceback__)
         place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
         sys.stdout.flush()
         print(f"onnxmesh: rank {self.rank} failed: {text}{place}", file=sys.stderr, flush=True)
-        self._mpi.COMM_WORLD.Abort(1)
+        self._mpi.COMM_WORLD.Abort(getattr(error, "exit_code", 1))
 
     def _send(self, call: Call, peer: int, parcel: Array) -> _Send:
         parcel = np.asarray(parcel, order="C")

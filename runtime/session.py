@@ -108,12 +108,27 @@ class Session:
         outputs = self._outputs(output_names)
         if self._communicator is not None:
             return self._run_rank(self._communicator, feeds, outputs)
-        arrays = self._check(feeds)
+        arrays = self.check(feeds)
         assert self._threads is not None
         if self.io == "root":
             return self._threads.run(lambda comm: self._exchange(comm, arrays, outputs))[0]
         self._threads.run(lambda comm: self._compute(comm, arrays, outputs))
         return [self._joined(port) for port in outputs]
+
+    def check(self, feeds: Feeds | None) -> dict[str, np.ndarray]:
+        """The inputs as arrays, checked as `run` checks them.
+
+        Raises:
+            InvalidArgument: a missing or unknown name, a wrong dtype or shape.
+        """
+        feeds, ports = feeds or {}, {port.name: port for port in self._program.inputs}
+        unknown = [name for name in feeds if name not in ports]
+        if unknown:
+            raise InvalidArgument(f"there is no input {unknown[0]!r}: the inputs are {', '.join(ports)}")
+        missing = [name for name in ports if name not in feeds]
+        if missing:
+            raise InvalidArgument(f"input {missing[0]!r} is missing: the inputs are {', '.join(ports)}")
+        return {name: _checked(port, feeds[name]) for name, port in ports.items()}
 
     def close(self) -> None:
         """End the ranks' threads and let the memory go. May be called again. A given communicator stays open."""
@@ -149,7 +164,7 @@ class Session:
         """One process of several: its failure ends the others."""
         try:
             given = self.io == "all" or comm.rank == 0
-            arrays = self._check(feeds) if given else {}
+            arrays = self.check(feeds) if given else {}
             if self.io == "root":
                 return self._exchange(comm, arrays, outputs)
             return [np.array(x) for x in self._compute(comm, arrays, outputs)]
@@ -187,17 +202,6 @@ class Session:
             if name not in ports:
                 raise InvalidArgument(f"there is no output {name!r}: the outputs are {', '.join(ports)}")
         return [ports[name] for name in names] if names is not None else list(ports.values())
-
-    def _check(self, feeds: Feeds | None) -> dict[str, np.ndarray]:
-        """The inputs as arrays. Raises InvalidArgument unless they are what the plan declares."""
-        feeds, ports = feeds or {}, {port.name: port for port in self._program.inputs}
-        unknown = [name for name in feeds if name not in ports]
-        if unknown:
-            raise InvalidArgument(f"there is no input {unknown[0]!r}: the inputs are {', '.join(ports)}")
-        missing = [name for name in ports if name not in feeds]
-        if missing:
-            raise InvalidArgument(f"input {missing[0]!r} is missing: the inputs are {', '.join(ports)}")
-        return {name: _checked(port, feeds[name]) for name, port in ports.items()}
 
 
 def _checked_plan(plan: Plan) -> Plan:

@@ -1,0 +1,334 @@
+"""The command line: parsing and printing only. The work is done by the compiler and the runtime, imported when used."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from onnxmesh.compiler.api import Compilation
+    from onnxmesh.compiler.options import Options
+    from onnxmesh.compiler.verification import Verification
+
+F = TypeVar("F", bound=Callable[..., Any])
+Named = tuple[str, tuple[int, ...]]
+
+INTERRUPTED, USAGE, DEFECT = 130, 2, 1
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and leave with its exit code; no traceback, and what was begun is cleaned up."""
+    given = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    sys.exit(_run(given))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        return int(cli.main(arguments, prog_name="onnxmesh", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "onnxmesh"
+        _complain(error.format_message(), f"see {command} --help")
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        return _report(error, verbose="-v" in arguments or "--verbose" in arguments)
+
+
+def _report(error: Exception, *, verbose: bool) -> int:
+    """One line for an error, and its exit code; the traceback only with -v."""
+    from onnxmesh.runtime.errors import OnnxMeshError
+
+    if verbose:
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, OnnxMeshError):
+        _complain(str(error.args[0]), error.hint)
+        return error.exit_code
+    _complain(
+        f"{type(error).__name__}: {error} (this is a defect of onnxmesh)",
+        "" if verbose else "run it again with -v for the traceback, and report it",
+    )
+    return DEFECT
+
+
+def _complain(message: str, hint: str = "") -> None:
+    """The one `error:` line, and perhaps a `hint:` line."""
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    if hint:
+        click.echo(f"hint: {' '.join(hint.split())}", err=True)
+
+
+# --- options ------------------------------------------------------------------------------------------------
+
+
+class _Sizes(click.ParamType):
+    """`NAME=1x4096`."""
+
+    name = "NAME=1x4096"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Named:
+        name, equals, sizes = str(value).rpartition("=")
+        parts = sizes.split("x") if sizes else []
+        if not name or not equals or not all(part.isdigit() for part in parts):
+            self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
+        return name, tuple(map(int, parts))
+
+
+class _Size(_Sizes):
+    """`NAME=4096`."""
+
+    name = "NAME=4096"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Named:
+        name, sizes = super().convert(value, param, ctx)
+        if len(sizes) != 1:
+            self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
+        return name, sizes
+
+
+def _mesh_options(function: F) -> F:
+    """The options that `compile` and `verify` share; they become one argument `options`."""
+    ranks = click.IntRange(1, 64)
+    decorators = [
+        click.option("--tp", type=ranks, default=1, show_default=True, help="Ranks of tensor parallelism."),
+        click.option("--cp", type=ranks, default=1, show_default=True, help="Ranks of context parallelism."),
+        click.option("--dp", type=ranks, default=1, show_default=True, help="Ranks of data parallelism."),
+        click.option(
+            "--cp-strategy",
+            type=click.Choice(["auto", "allgather", "ulysses", "ring"]),
+            default="auto",
+            show_default=True,
+            help="How self-attention runs on the cp axis; auto lets the predicted times choose.",
+        ),
+        click.option("--shape", "shapes", type=_Sizes(), multiple=True, help="The shape of an input."),
+        click.option("--dim", "dims", type=_Size(), multiple=True, help="The size of a named dim."),
+        click.option("--shard-outputs", is_flag=True, help="Leave outputs sharded, not whole on every rank."),
+        click.option("--allow-replicated", is_flag=True, help="Accept an axis on which nothing was sharded."),
+    ]
+    for decorator in reversed(decorators):
+        function = decorator(function)
+    return function
+
+
+def _options(given: dict[str, Any]) -> Options:
+    from onnxmesh.compiler.options import Options
+    from onnxmesh.runtime.mesh import Mesh
+
+    return Options(
+        Mesh.of(tp=given["tp"], cp=given["cp"], dp=given["dp"]),
+        dict(given["shapes"]),
+        {name: sizes[0] for name, sizes in given["dims"]},
+        given["cp_strategy"],
+        given["shard_outputs"],
+        given["allow_replicated"],
+    )
+
+
+_verbose = click.option("-v", "--verbose", is_flag=True, help="Seconds of every pass; tracebacks.")
+_quiet = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+
+
+# --- commands -----------------------------------------------------------------------------------------------
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="onnxmesh", prog_name="onnxmesh")
+def cli() -> None:
+    """Compile a plain ONNX file into a sharded engine for many devices, run it and prove it."""
+
+
+@cli.command("compile")
+@click.argument("model", type=click.Path())
+@_mesh_options
+@click.option("-o", "--output", type=click.Path(), help="The plan's folder; MODEL with .plan if not given.")
+@click.option("--no-weights", is_flag=True, help="Write the plan alone; run --weights MODEL reads them.")
+@click.option("--dump", type=click.Path(file_okay=False), help="A folder for the printed graph after each pass.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@_quiet
+@_verbose
+def compile_(model: str, output: str | None, no_weights: bool, dump: str | None, **given: Any) -> None:
+    """Compile MODEL for dp x cp x tp ranks and write a plan."""
+    target = Path(output) if output is not None else Path(Path(model).with_suffix(".plan").name)
+    compilation = _compile(model, given, target, dump=dump, weights=not no_weights)
+    assert compilation.plan is not None
+    report = compilation.plan.report
+    if given["as_json"]:
+        click.echo(json.dumps(report, indent=1, sort_keys=True))
+    elif not given["quiet"]:
+        from onnxmesh.compiler.report_text import report_text
+
+        click.echo(report_text(report))
+        click.echo(f"\n{target}: {report['ranks']} ranks{', without weights' if no_weights else ''}")
+
+
+@cli.command()
+@click.argument("plan", type=click.Path())
+@click.option("--inputs", type=click.Path(), help="An .npz file, or a folder of .npy or .pb files.")
+@click.option("--random-inputs", "seed", type=int, help="Make inputs from this seed instead.")
+@click.option("--outputs", type=click.Path(), help="An .npz file, or a folder, to write the outputs to.")
+@click.option("--weights", type=click.Path(), help="Read the weights from this ONNX file (or plan).")
+@click.option(
+    "--io",
+    type=click.Choice(["all", "root"]),
+    default="all",
+    show_default=True,
+    help="Who has inputs and outputs: every rank, or rank 0 alone.",
+)
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@_quiet
+@_verbose
+def run(plan: str, inputs: str | None, seed: int | None, quiet: bool, verbose: bool, **given: Any) -> None:
+    """Run PLAN once: on local ranks, or as one rank of an MPI job (mpirun -n 4 onnxmesh run ...)."""
+    if (inputs is None) == (seed is None):
+        raise click.UsageError("give either --inputs or --random-inputs")
+    from onnxmesh.runtime import launch
+
+    result = launch.run(launch.Request(plan, inputs, seed or 0, **given))
+    if quiet or result.rank != 0:
+        return
+    for name, array in result.outputs.items():
+        click.echo(f"{name}: {array.dtype.name}{list(array.shape)}")
+    seconds = f"loaded in {result.load_seconds:.2f} s, ran in {1000 * result.run_seconds:.1f} ms"
+    click.echo(f"{result.ranks} ranks: {seconds}")
+
+
+@cli.command()
+@click.argument("model", type=click.Path())
+@_mesh_options
+@click.option("--plan", type=click.Path(), help="Verify this plan of MODEL instead of compiling one.")
+@click.option("--inputs", type=click.Path(), help="An .npz file, or a folder; random ones if not given.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
+@click.option("--tolerance", type=click.FloatRange(min=0), help="Relative; 1e-4, or 2e-2 in half precision.")
+@_quiet
+@_verbose
+def verify(model: str, plan: str | None, inputs: str | None, seed: int, **given: Any) -> None:
+    """Run MODEL sharded and whole, and compare every output. Exit code 6 if one differs."""
+    from onnxmesh.compiler import verification
+    from onnxmesh.runtime import io, launch
+    from onnxmesh.runtime.serialize import load
+
+    compiled = load(plan) if plan is not None else _compile(model, given, None).plan
+    assert compiled is not None
+    stored = all(weight.shards for weight in compiled.weights)
+    weights = launch.weights_source(model) if plan is not None and not stored else None
+    ports = compiled.programs[0].inputs
+    feeds = io.read_inputs(inputs, ports) if inputs is not None else io.random_inputs(compiled, seed)
+    result = verification.verify(compiled, model, feeds, weights=weights, tolerance=given["tolerance"])
+    if not given["quiet"]:
+        _show(result)
+    result.check()
+
+
+@cli.command()
+@click.argument("plan", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--all", "full", is_flag=True, help="Cut no table short.")
+def inspect(plan: str, as_json: bool, full: bool) -> None:
+    """Show what PLAN does: placements, memory, collectives, what is replicated and why."""
+    from onnxmesh.runtime.serialize import load
+
+    report = load(plan).report
+    if as_json:
+        click.echo(json.dumps(report, indent=1, sort_keys=True))
+        return
+    from onnxmesh.compiler.report_text import placements_text, report_text
+
+    click.echo(f"{report_text(report, full=full)}\n\n{placements_text(report, full=full)}")
+
+
+@cli.command()
+@click.option("--keep", type=click.Path(file_okay=False), help="Keep the model and the plan in this folder.")
+def demo(keep: str | None) -> None:
+    """Build a small transformer, shard it over tp=2 x cp=2, run it on four local ranks and verify it."""
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory(prefix="onnxmesh-") as folder:
+        _demo(Path(keep or folder))
+
+
+def _demo(folder: Path) -> None:
+    from onnxmesh.compiler import verification
+    from onnxmesh.compiler.report_text import report_text
+    from onnxmesh.models import catalogue
+    from onnxmesh.runtime import io
+    from onnxmesh.runtime.serialize import load
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model, target = folder / "demo.onnx", folder / "demo.plan"
+    click.echo(f"$ python -m onnxmesh.models demo {model.name}")
+    catalogue.save("demo", model)
+    click.echo(f"$ onnxmesh compile {model.name} --tp 2 --cp 2 -o {target.name}")
+    given = {"tp": 2, "cp": 2, "dp": 1, "shapes": (), "dims": (), "cp_strategy": "auto"}
+    _compile(str(model), {**given, "shard_outputs": False, "allow_replicated": False, "quiet": True}, target)
+    plan = load(target)
+    click.echo(f"\n{report_text(plan.report)}\n")
+    click.echo(f"$ onnxmesh verify {model.name} --plan {target.name}")
+    result = verification.verify(plan, model, io.random_inputs(plan, 0))
+    _show(result)
+    result.check()
+
+
+# --- work and printing --------------------------------------------------------------------------------------
+
+
+def _compile(
+    model: str, given: dict[str, Any], target: Path | None, *, dump: str | None = None, weights: bool = True
+) -> Compilation:
+    """Compile, write the plan if there is a target, and show how it goes."""
+    from onnxmesh.compiler.api import compile_model
+
+    with _progress(bool(given.get("quiet"))) as step:
+        compilation = compile_model(model, _options(given), dump=dump, progress=step)
+        assert compilation.plan is not None
+        if target is not None:
+            step("write")
+            compilation.plan.save(target, weights=weights)
+    if given.get("verbose"):
+        for name, seconds in compilation.seconds.items():
+            click.echo(f"{name:12} {seconds:8.3f} s", err=True)
+    return compilation
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Where a compile is: one changing line on a terminal, plain lines elsewhere."""
+    if quiet:
+        yield lambda _: None
+    elif not sys.stderr.isatty():
+        yield lambda name: click.echo(f"compile: {name}", err=True)
+    else:
+        from rich.console import Console
+
+        with Console(stderr=True).status("compile") as status:
+            yield lambda name: status.update(f"compile: {name}")
+
+
+def _show(result: Verification) -> None:
+    """The table of a verification."""
+    from onnxmesh.compiler.report_text import table
+
+    rows = [
+        [
+            item.name,
+            f"{item.dtype}{list(item.shape)}",
+            f"{item.error:.2e}",
+            f"{item.tolerance:g}",
+            "agrees" if item.agrees else f"differs: {item.note}" if item.note else "differs",
+        ]
+        for item in result.outputs
+    ]
+    click.echo(table(["output", "global", "relative error", "allowed", ""], rows))
+    click.echo(f"compared with {result.reference}")

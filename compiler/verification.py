@@ -1,0 +1,207 @@
+"""Prove a plan: run it beside a reference on the same inputs, and compare every output."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from onnxmesh.compiler.errors import VerificationError
+from onnxmesh.runtime.dtypes import dtype, is_narrow
+from onnxmesh.runtime.plan import Plan
+from onnxmesh.runtime.recipe import Fetch
+from onnxmesh.runtime.session import Session
+
+SINGLE, HALF = 1e-4, 2e-2
+"""Tolerances of models in float32 and in half precision."""
+
+Arrays = Mapping[str, np.ndarray]
+Path = str | os.PathLike[str]
+_HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One output beside its reference: the norm of the difference over the norm of the reference."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    error: float
+    tolerance: float
+    note: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the error is within the tolerance."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All outputs, and what they were compared with."""
+
+    reference: str
+    outputs: tuple[Comparison, ...]
+
+    def check(self) -> None:
+        """Raise VerificationError unless all outputs agree."""
+        wrong = [item for item in self.outputs if not item.agrees]
+        if wrong:
+            worst = max(wrong, key=lambda item: item.error)
+            raise VerificationError(
+                f"{len(wrong)} of {len(self.outputs)} outputs differ from {self.reference}; the worst is "
+                f"{worst.name!r}: {worst.note or f'relative error {worst.error:.3g}, allowed {worst.tolerance:g}'}"
+            )
+
+
+def verify(
+    plan: Plan,
+    model: Path,
+    feeds: Arrays,
+    *,
+    weights: Fetch | Path | None = None,
+    tolerance: float | None = None,
+    timeout: float = 60.0,
+) -> Verification:
+    """Run `plan` on local ranks and `model` whole, and compare.
+
+    Args:
+        weights: where the plan's weights are, if not where it came from.
+        tolerance: the largest relative error; by default 1e-4, and 2e-2 where the model computes in half precision.
+
+    Raises:
+        VerificationError: nothing can run the model whole.
+        RunError: the plan's run failed.
+    """
+    source = os.fspath(weights) if isinstance(weights, os.PathLike) else weights
+    with Session(plan, weights=source, timeout=timeout) as session:
+        outputs = session.run(None, session.check(feeds))
+        names = [port.name for port in session.get_outputs()]
+    used, expected = reference(model, feeds)
+    limit = tolerance if tolerance is not None else default_tolerance(plan)
+    rows = tuple(compare(name, ours, expected[name], limit) for name, ours in zip(names, outputs))
+    return Verification(used, rows)
+
+
+def default_tolerance(plan: Plan) -> float:
+    """By the narrowest float that the plan computes with."""
+    program = plan.programs[0]
+    narrow = any(is_narrow(dtype(buffer.dtype)) for buffer in program.buffers)
+    return HALF if narrow else SINGLE
+
+
+def compare(name: str, ours: np.ndarray, expected: np.ndarray, tolerance: float) -> Comparison:
+    """The relative error of one output. NaNs and infinities must be in the same places."""
+    kind, shape = ours.dtype.name, tuple(ours.shape)
+    if ours.shape != expected.shape:
+        note = f"its shape is {list(ours.shape)}, the reference's {list(expected.shape)}"
+        return Comparison(name, kind, shape, np.inf, tolerance, note)
+    a, b = _wide(ours), _wide(expected)
+    for what, test in (("NaN", np.isnan), ("infinite", np.isinf)):
+        if not np.array_equal(test(a), test(b)):
+            note = f"{int(test(a).sum())} elements are {what}, {int(test(b).sum())} of the reference"
+            return Comparison(name, kind, shape, np.inf, tolerance, note)
+    finite = np.isfinite(b)
+    signs = np.array_equal(a[np.isinf(a)], b[np.isinf(b)])
+    scale, difference = float(np.linalg.norm(b[finite])), float(np.linalg.norm(a[finite] - b[finite]))
+    error = difference / scale if scale else difference
+    note = "" if signs else "infinities of another sign"
+    return Comparison(name, kind, shape, error if signs else np.inf, tolerance, note)
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array).astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+
+
+# --- the reference ------------------------------------------------------------------------------------------
+
+
+def reference(model: Path, feeds: Arrays) -> tuple[str, dict[str, np.ndarray]]:
+    """What computed the outputs of the whole model, and the outputs by name.
+
+    ONNX Runtime; where it cannot load or run the model, onnx.reference on the graph widened to float32.
+
+    Raises:
+        VerificationError: neither can.
+    """
+    try:
+        return _with_runtime(model, feeds)
+    except Exception as error:
+        first = " ".join(str(error).split())
+    try:
+        return _with_reference(model, feeds)
+    except Exception as error:
+        second = " ".join(str(error).split())
+    raise VerificationError(f"nothing can run the model whole: ONNX Runtime: {first}; onnx.reference: {second}")
+
+
+def _with_runtime(model: Path, feeds: Arrays) -> tuple[str, dict[str, np.ndarray]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(os.fspath(model), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    known = {item.name for item in session.get_inputs()}
+    given = {name: np.ascontiguousarray(x) for name, x in feeds.items() if name in known}
+    outputs = session.run(names, given)
+    return f"ONNX Runtime {onnxruntime.__version__}", dict(zip(names, map(np.asarray, outputs)))
+
+
+def _with_reference(model: Path, feeds: Arrays) -> tuple[str, dict[str, np.ndarray]]:
+    from onnx.reference import ReferenceEvaluator
+
+    proto = widen(onnx.load(os.fspath(model)))
+    wide = {name: x.astype(np.float32) if _is_half(x.dtype) else x for name, x in feeds.items()}
+    names = [output.name for output in proto.graph.output]
+    with np.errstate(all="ignore"):
+        outputs = ReferenceEvaluator(proto).run(names, wide)
+    return f"onnx.reference {onnx.__version__} in float32", dict(zip(names, map(np.asarray, outputs)))
+
+
+def _is_half(kind: Any) -> bool:
+    return kind in (np.float16, ml_dtypes.bfloat16)
+
+
+def widen(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with float32 wherever it says float16 or bfloat16: weights, inputs, casts, outputs. In place."""
+    if model.functions:
+        import onnx.inliner
+
+        model = onnx.inliner.inline_local_functions(model)
+    _widen_graph(model.graph)
+    return model
+
+
+def _widen_graph(graph: onnx.GraphProto) -> None:
+    for tensor in graph.initializer:
+        _widen_tensor(tensor)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        kind = value.type.tensor_type
+        if kind.elem_type in _HALVES:
+            kind.elem_type = TensorProto.FLOAT
+    for attribute in _attributes(graph.node):
+        if attribute.name in ("to", "dtype", "output_dtype") and attribute.i in _HALVES:
+            attribute.i = TensorProto.FLOAT
+        elif attribute.type == onnx.AttributeProto.TENSOR:
+            _widen_tensor(attribute.t)
+        elif attribute.type == onnx.AttributeProto.GRAPH:
+            _widen_graph(attribute.g)
+
+
+def _attributes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.AttributeProto]:
+    for node in nodes:
+        yield from node.attribute
+
+
+def _widen_tensor(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type in _HALVES:
+        wide = numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))

@@ -1,0 +1,201 @@
+"""Run a plan once, as `onnxmesh run` does: all ranks in this process, or this process as one rank of an MPI job."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from onnxmesh.runtime import io as files
+from onnxmesh.runtime.comm import Communicator
+from onnxmesh.runtime.errors import OnnxMeshError, PlanError, RunError
+from onnxmesh.runtime.mesh import Mesh
+from onnxmesh.runtime.placement import Replicate
+from onnxmesh.runtime.plan import Plan
+from onnxmesh.runtime.recipe import Fetch
+from onnxmesh.runtime.serialize import load
+from onnxmesh.runtime.session import Session
+
+_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run.
+
+    Attributes:
+        inputs: an .npz file or a folder; without it they are random, from `seed`.
+        outputs: an .npz file or a folder; without it nothing is written.
+        weights: the ONNX file, or another plan's folder, that the weights are read from; else the plan's own.
+    """
+
+    plan: str
+    inputs: str | None = None
+    seed: int = 0
+    outputs: str | None = None
+    weights: str | None = None
+    io: Literal["all", "root"] = "all"
+    timeout: float = 60.0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of it, as one rank or the whole process sees it."""
+
+    rank: int
+    ranks: int
+    outputs: Mapping[str, np.ndarray]
+    load_seconds: float
+    run_seconds: float
+
+
+def run(request: Request) -> Result:
+    """Run a plan once and write its outputs.
+
+    As a rank of an MPI job all ranks call this. What goes wrong while they get ready is reported by the first rank
+    that it happened to; the others leave with its exit code.
+
+    Raises:
+        PlanError: the plan is damaged, or its mesh is not that of the job.
+        InvalidArgument: the inputs are not those of the plan.
+        RunError: a rank failed, or did not arrive in time; or the outputs cannot be written.
+    """
+    return _run_rank(request) if launched() else _run_local(request)
+
+
+def launched() -> bool:
+    """Whether an MPI launcher started this process as one of several."""
+    sizes = [os.environ[name] for name in _SIZES if name in os.environ]
+    return any(size.isdigit() and int(size) > 1 for size in sizes) if sizes else "PMIX_RANK" in os.environ
+
+
+def weights_source(path: str | Path) -> Fetch | Path:
+    """Where `--weights` leads: the folder of a plan, or a reader of an ONNX file."""
+    if (Path(path) / "plan.json").is_file():
+        return Path(path)
+    from onnxmesh.runtime.onnx_weights import onnx_fetch
+
+    return onnx_fetch(path)
+
+
+def _run_local(request: Request) -> Result:
+    start = time.perf_counter()
+    plan = load(request.plan)
+    with _session(request, plan, None) as session:
+        feeds = session.check(_feeds(request, plan))
+        ready = time.perf_counter()
+        outputs = _named(plan, session.run(None, feeds))
+        done = time.perf_counter()
+    _write(request, outputs)
+    return Result(0, plan.mesh.size, outputs, ready - start, done - ready)
+
+
+def _run_rank(request: Request) -> Result:
+    start = time.perf_counter()
+    world = _world()
+    communicator: Communicator | None = None
+    error: Exception | None = None
+    try:
+        plan = load(request.plan)
+        _check_size(plan.mesh, world.size)
+        communicator = _communicator(plan.mesh, request.timeout)
+        session = _session(request, plan, communicator)
+        given = request.io == "all" or world.rank == 0
+        feeds = session.check(_feeds(request, plan)) if given else {}
+    except Exception as caught:
+        error = caught
+    _agree(world, error)
+    assert communicator is not None
+    ready = time.perf_counter()
+    outputs = _named(plan, session.run(None, feeds))
+    done = time.perf_counter()
+    error = None
+    try:
+        _write_rank(request, plan, outputs, world.rank)
+    except Exception as caught:
+        error = caught
+    _agree(world, error)
+    communicator.close()
+    return Result(world.rank, world.size, outputs, ready - start, done - ready)
+
+
+def _session(request: Request, plan: Plan, communicator: Communicator | None) -> Session:
+    source = weights_source(request.weights) if request.weights else None
+    return Session(
+        plan,
+        request.device,
+        weights=source,
+        communicator=communicator,
+        timeout=request.timeout,
+        io=request.io,
+    )
+
+
+def _feeds(request: Request, plan: Plan) -> Mapping[str, np.ndarray]:
+    if request.inputs is None:
+        return files.random_inputs(plan, request.seed)
+    return files.read_inputs(request.inputs, plan.programs[0].inputs)
+
+
+def _named(plan: Plan, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
+    return {port.name: array for port, array in zip(plan.programs[0].outputs, arrays)}
+
+
+def _write(request: Request, outputs: Mapping[str, np.ndarray], path: str | None = None) -> None:
+    target = path or request.outputs
+    if target is not None:
+        files.write_outputs(target, outputs, proto=files.is_proto_folder(request.inputs))
+
+
+def _write_rank(request: Request, plan: Plan, outputs: Mapping[str, np.ndarray], rank: int) -> None:
+    """Rank 0 writes what is whole. With `io="all"` sharded outputs are each rank's own: `Y.rank3.npz`."""
+    sharded = any(not isinstance(p, Replicate) for port in plan.programs[0].outputs for _, p in port.spec)
+    if request.outputs is not None and sharded and request.io == "all":
+        path = Path(request.outputs)
+        _write(request, outputs, str(path.with_name(f"{path.stem}.rank{rank}{path.suffix}")))
+    elif rank == 0:
+        _write(request, outputs)
+
+
+# --- MPI ----------------------------------------------------------------------------------------------------
+
+
+def _world() -> Any:
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library was found
+        raise RunError(f"MPI is not available: {error}", hint="pip install 'onnxmesh[mpi]'") from error
+    return MPI.COMM_WORLD
+
+
+def _communicator(mesh: Mesh, timeout: float) -> Communicator:
+    from onnxmesh.runtime.mpi import MpiCommunicator
+
+    return MpiCommunicator(mesh, timeout)
+
+
+def _check_size(mesh: Mesh, size: int) -> None:
+    if mesh.size != size:
+        raise PlanError(
+            f"the plan is for the mesh {mesh} of {mesh.size} ranks, but MPI started {size}",
+            hint=f"use mpirun -n {mesh.size}",
+        )
+
+
+def _agree(world: Any, error: Exception | None) -> None:
+    """Go on only if all ranks can. The first rank with an error raises it; the others leave with its exit code."""
+    codes = world.allgather(0 if error is None else getattr(error, "exit_code", 1))
+    failed = [rank for rank, code in enumerate(codes) if code]
+    if not failed:
+        return
+    if error is None or world.rank != failed[0]:
+        raise SystemExit(codes[failed[0]])
+    if len(failed) < len(codes) and isinstance(error, OnnxMeshError):
+        error.args = (f"rank {world.rank}: {error.args[0]}", *error.args[1:])
+    raise error
