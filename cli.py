@@ -56,6 +56,9 @@ def _report(error: Exception, *, verbose: bool) -> int:
     if isinstance(error, OnnxMeshError):
         _complain(str(error.args[0]), error.hint)
         return error.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        _complain(f"{error.filename or 'the system'}: {error.strerror}")
+        return DEFECT
     _complain(
         f"{type(error).__name__}: {error} (this is a defect of onnxmesh)",
         "" if verbose else "run it again with -v for the traceback, and report it",

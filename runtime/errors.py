@@ -4,7 +4,7 @@ Exit codes of the command line, by class:
 
 | code | class | meaning |
 |---|---|---|
-| 1 | (any other exception) | a defect of onnxmesh itself |
+| 1 | (any other exception) | a defect of onnxmesh itself, or a file that cannot be read or written |
 | 2 | click's usage errors | the command line is wrong |
 | 3 | ModelError | the ONNX model cannot be read or is not valid |
 | 4 | ShardingError | nothing could be sharded on an axis, or a pin cannot be met |
