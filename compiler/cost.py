@@ -127,13 +127,19 @@ def reshard(size: int, before: Placement, after: Placement, ranks: int, device: 
     if isinstance(before, Partial):
         if isinstance(after, Replicate):
             return all_reduce(size, ranks, device)
-        scattered = not after.has_copies and before.op == "sum"
-        return device.reduce_scatter + moved if scattered else all_reduce(size, ranks, device)
+        if before.op != "sum":
+            return all_reduce(size, ranks, device)
+        return device.reduce_scatter + moved * _repeats(after, ranks)
     if isinstance(after, Shard) and exchanged(before, after):
-        return device.all_to_all + moved / ranks
+        return device.all_to_all + moved / ranks * _repeats(before, ranks) * _repeats(after, ranks)
     return device.all_gather + moved + 2 * size / device.memory
 
 
 def exchanged(before: Shard, after: Shard) -> bool:
     """Whether a change of shards is an all-to-all; else it is a gather and a local slice."""
-    return before.dim != after.dim and not before.has_copies and not after.has_copies
+    return before.dim != after.dim
+
+
+def _repeats(placement: Shard, ranks: int) -> float:
+    """How often an element is held, on average: segments that several ranks hold are sent to each of them."""
+    return placement.local(ranks) * ranks / placement.size

@@ -8,7 +8,7 @@
 | S(i) -> S(j) | AllToAll |
 | R -> S | Shard: a local slice |
 
-Where segments are held by several ranks, or a dim changes its cut, the way leads over R.
+Where a dim changes its cut, the way leads over R. Segments that several ranks hold are sent to each of them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def steps(before: Placement, after: Placement) -> list[Step]:
         assert isinstance(after, Shard)
         return [("Shard", _cut(after), after)]
     if isinstance(before, Partial):
-        if isinstance(after, Shard) and not after.has_copies and before.op == "sum":
+        if isinstance(after, Shard) and before.op == "sum":
             return [("ReduceScatter", {"reduce": before.op, **_cut(after)}, after)]
         return [("AllReduce", {"reduce": before.op}, R), *steps(R, after)]
     if isinstance(after, Shard) and exchanged(before, after):
