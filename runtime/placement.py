@@ -177,8 +177,12 @@ def join(pieces: Sequence[Any], placement: Placement, xp: Any) -> Any:
 def _identity_like(array: Any, op: str, xp: Any) -> Any:
     if op == "sum":
         return xp.zeros_like(array)
-    sign = -1 if op == "max" else 1
-    return xp.full_like(array, sign * float("inf"))
+    if array.dtype.kind == "b":
+        return xp.full_like(array, op == "min")
+    if array.dtype.kind in "iu":
+        limits = xp.iinfo(array.dtype)
+        return xp.full_like(array, limits.min if op == "max" else limits.max)
+    return xp.full_like(array, -float("inf") if op == "max" else float("inf"))
 
 
 def _reduce(pieces: Sequence[Any], op: str, xp: Any) -> Any:
