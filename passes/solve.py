@@ -26,6 +26,9 @@ from onnxmesh.runtime.placement import Partial, Placement, R, Replicate, Shard
 TIE_BREAK = 1e-3
 """Microseconds that make the simpler of two equal choices cheaper."""
 
+NODE_LIMIT = 200
+"""Branch-and-bound nodes. Nearly every graph is solved at the first; a count, unlike a time, is the same everywhere."""
+
 Terms = dict[int, float]
 
 
@@ -62,7 +65,7 @@ class _Program:
             integrality=np.array(self.integral),
             bounds=Bounds(0, 1),
             constraints=limits,
-            options={"mip_rel_gap": 1e-6},
+            options={"mip_rel_gap": 1e-6, "node_limit": NODE_LIMIT},
         )
         if result.x is None:
             raise CompilerDefect(f"no placement found: {result.message}")
