@@ -24,6 +24,7 @@ from onnxmesh.compiler.predict import Survey, survey
 from onnxmesh.compiler.report import build_report
 from onnxmesh.compiler.sources import reader
 from onnxmesh.passes.bind import bind
+from onnxmesh.passes.fuse import fuse
 from onnxmesh.passes.match import Finding
 from onnxmesh.passes.normalise import SOURCES, normalise
 from onnxmesh.passes.partition import partition
@@ -102,6 +103,11 @@ def _shard(axis: str, state: Compilation) -> None:
     state.model = partition(state.loaded, axis, ranks, placed.strategies, shard_outputs=options.shard_outputs)
 
 
+def _fuse(state: Compilation) -> None:
+    state.model, findings = fuse(state.loaded)
+    state.findings += findings
+
+
 def _lower(state: Compilation) -> None:
     producer = f"onnxmesh {metadata.version('onnxmesh')}"
     plan = lower(state.loaded.graph, state.options.mesh, state.options.dims, producer)
@@ -119,6 +125,7 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("shard-dp", partial(_shard, "dp")),
     Stage("shard-cp", partial(_shard, "cp")),
     Stage("shard-tp", partial(_shard, "tp")),
+    Stage("fuse", _fuse),
     Stage("lower", _lower),
 )
 

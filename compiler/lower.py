@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -103,6 +104,8 @@ def _instruction(node: ir.Node, ins: tuple[int, ...], outs: tuple[int, ...]) -> 
 def _json(name: str, value: Any) -> Any:
     if name.endswith("segments"):
         return [[s.size, s.copies] for s in unpack(value)]
+    if name == "expr":
+        return json.loads(value)
     if isinstance(value, (tuple, list)):
         return [_json("", item) for item in value]
     return value

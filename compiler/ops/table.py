@@ -4,6 +4,7 @@ from onnxmesh.compiler.ops import (  # noqa: F401
     attention,
     collectives,
     elementwise,
+    fused,
     indexing,
     matmul,
     norms,

@@ -1,0 +1,126 @@
+"""Groups of nodes that become one instruction, and what may join them.
+
+A group has one output that is read outside, its root's; a norm's group may have a second one. The second output must
+not be able to close a cycle: the nodes are ranked by their depth in the graph, and what the rest of such a group reads
+must stand before the second output in that order, so that all of the group can run where the second output was made.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from onnxmesh.runtime.kernels.elementwise import ELEMENTWISE
+
+LIMIT = 48
+"""Ops in an expression, each counted as often as it stands there."""
+
+
+@dataclass
+class Group:
+    """Nodes that become one.
+
+    Attributes:
+        root: makes the value.
+        core: the MatMul or the norm among elementwise nodes.
+        times: how often each node stands in the expression.
+        second: a value within the group that is also read outside.
+    """
+
+    root: ir.Node
+    core: ir.Node | None = None
+    times: dict[ir.Node, int] = field(default_factory=dict)
+    second: ir.Value | None = None
+
+    @property
+    def size(self) -> int:
+        """Ops in the expression."""
+        return sum(self.times.values())
+
+    def reads(self) -> Iterator[ir.Value]:
+        """What comes from outside."""
+        for node in self.times:
+            for value in node.inputs:
+                if value is not None and value.producer() not in self.times:
+                    yield value
+
+
+class Groups:
+    """All groups of a graph; a node is in one at most."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.rank = _ranked(graph)
+        self.nodes = sorted(self.rank, key=self.rank.__getitem__)
+        self.all: list[Group] = []
+        self._of: dict[ir.Node, Group] = {}
+
+    def is_free(self, node: ir.Node | None) -> bool:
+        """Whether the node is elementwise and in no group."""
+        return node is not None and node.op_type in ELEMENTWISE and node not in self._of
+
+    def start(self, path: list[ir.Node], core: ir.Node | None = None) -> Group:
+        """A group of a chain of nodes, the last of which is the root."""
+        group = Group(path[-1], core)
+        self.all.append(group)
+        for node in reversed(path):
+            self._add(group, node)
+        return group
+
+    def grow(self, group: Group) -> None:
+        """Let join what only this group reads."""
+        waiting: list[int] = []
+
+        def push(node: ir.Node) -> None:
+            for value in node.inputs:
+                producer = value.producer() if value is not None else None
+                if producer is not None and self.is_free(producer):
+                    heapq.heappush(waiting, -self.rank[producer])
+
+        for node in group.times:
+            push(node)
+        while waiting:
+            node = self.nodes[-heapq.heappop(waiting)]
+            if self.is_free(node) and self._is_inside(node, group) and self._fits(node, group):
+                self._add(group, node)
+                push(node)
+
+    def share(self, group: Group, value: ir.Value) -> bool:
+        """Let the node that makes `value` join although others read the value too; False where it cannot be."""
+        node = value.producer()
+        if node is None or not self.is_free(node) or not self._fits(node, group):
+            return False
+        for other in group.reads():
+            producer = other.producer()
+            if producer is not None and producer is not node and self.rank[producer] > self.rank[node]:
+                return False
+        group.second = value
+        self._add(group, node)
+        self.grow(group)
+        return True
+
+    def _add(self, group: Group, node: ir.Node) -> None:
+        group.times[node] = self._times(node, group) or 1
+        self._of[node] = group
+
+    def _times(self, node: ir.Node, group: Group) -> int:
+        return sum(group.times.get(use.node, 0) for use in node.outputs[0].uses())
+
+    def _fits(self, node: ir.Node, group: Group) -> bool:
+        return group.size + self._times(node, group) <= LIMIT
+
+    def _is_inside(self, node: ir.Node, group: Group) -> bool:
+        value = node.outputs[0]
+        return not value.is_graph_output() and all(user in group.times for user in value.consumers())
+
+
+def _ranked(graph: ir.Graph) -> dict[ir.Node, int]:
+    """The place of every node in an order by depth: what depends on little comes early."""
+    depth: dict[ir.Node, int] = {}
+    for node in graph:
+        producers = [value.producer() for value in node.inputs if value is not None]
+        depth[node] = 1 + max((depth[p] for p in producers if p is not None), default=0)
+    order = sorted(depth, key=depth.__getitem__)
+    return {node: i for i, node in enumerate(order)}
