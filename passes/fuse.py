@@ -11,12 +11,12 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxmesh.compiler.ir.view import shape_of
-from onnxmesh.compiler.lower import COLLECTIVES, VIEWS
+from onnxmesh.compiler.ops.collectives import COLLECTIVES, VIEWS
 from onnxmesh.passes.fuse_expression import fuse_group
 from onnxmesh.passes.fuse_groups import Group, Groups
 from onnxmesh.passes.match import Finding, given, label, only_user, other, producer, users
-from onnxmesh.runtime.kernels.fused import CORES
 from onnxmesh.runtime.kernels.elementwise import ELEMENTWISE
+from onnxmesh.runtime.kernels.fused import CORES
 
 NORMS = CORES["FusedNorm"]
 ACTIVATIONS = ("Relu", "Gelu", "Swish")
@@ -63,7 +63,8 @@ def _linear_layers(groups: Groups) -> Iterator[Finding]:
 
 
 def _is_linear(node: ir.Node) -> bool:
-    return len(shape_of(given(node, 0))) >= 2 and len(shape_of(given(node, 1))) == 2
+    a, b = given(node, 0), given(node, 1)
+    return a is not b and len(shape_of(a)) >= 2 and len(shape_of(b)) == 2
 
 
 def _epilogue(groups: Groups, node: ir.Node) -> list[ir.Node]:
@@ -110,8 +111,7 @@ def _missed_epilogue(value: ir.Value) -> str:
     """Why what follows a product does not join it; empty where nothing could."""
     followers = users(value, "Add", *ACTIVATIONS)
     if followers:
-        readers = len(value.consumers())
-        return "its product is an output" if value.is_graph_output() else "others read its product" if readers > 1 else ""
+        return _shared(value, "product")
     between = only_user(value, *COLLECTIVES, *VIEWS, "Transpose", "Cast")
     if between is not None and users(between.outputs[0], "Add", *ACTIVATIONS):
         return f"{_article(between)} stands before what would be its epilogue"
@@ -169,5 +169,11 @@ def _missed_chain(value: ir.Value) -> str:
     if between is not None and users(between.outputs[0], *ELEMENTWISE):
         return f"{_article(between)} stands between it and the next"
     if users(value, *ELEMENTWISE):
-        return "its value is an output" if value.is_graph_output() else "others read its value"
+        return _shared(value, "value")
     return ""
+
+
+def _shared(value: ir.Value, what: str) -> str:
+    if value.is_graph_output():
+        return f"its {what} is an output"
+    return f"others read its {what}" if len(value.consumers()) > 1 else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,12 @@ DOMAIN = "onnxmesh"
 class Expression:
     """The expression of a group over its inputs, which are numbered as they are met."""
 
-    def __init__(self, group: Group, first: Iterable[ir.Value] = ()) -> None:
+    def __init__(self, group: Group) -> None:
         self.inputs: dict[ir.Value, int] = {}
         self._group = group
-        for value in first:
-            self._input(value)
+        if group.core is not None and group.core.op_type == "MatMul":
+            for value in group.core.inputs:
+                self._operand(value)
         self.json = self._node(group.root)
 
     def _node(self, node: ir.Node) -> list[Any]:
@@ -47,7 +47,7 @@ class Expression:
 
 def fuse_group(graph: ir.Graph, group: Group, op_type: str) -> ir.Node:
     """Put one node in the place of a group; the graph has to be sorted afterwards."""
-    expression = Expression(group, group.core.inputs[:2] if op_type == "FusedMatMul" and group.core else ())
+    expression = Expression(group)
     old = [group.root.outputs[0], *([group.second] if group.second is not None else [])]
     new = [ir.Value(name=value.name, shape=value.shape, type=value.type) for value in old]
     text = json.dumps(expression.json, sort_keys=True, separators=(",", ":"))
@@ -104,4 +104,3 @@ def _number(array: np.ndarray) -> bool | int | float | str:
 
 def _no_source(name: str) -> np.ndarray:
     raise AssertionError(f"a constant does not read {name!r}")
-

@@ -152,7 +152,8 @@ def _run(call: Call, step: Step, arrays: Sequence[Array | None]) -> Array:
         return call.xp.asarray(step.attrs["value"], dtype(step.attrs["dtype"]))
     given = [x for x in arrays if x is not None]
     out = TensorType(result_dtype(step.op, step.attrs, [x.dtype for x in given]), _shape(call.xp, step.op, given))
-    return find(step.op)(Call(call.xp, step.attrs, (out,), call.coordinate), *arrays)
+    result = find(step.op)(Call(call.xp, step.attrs, (out,), call.coordinate), *arrays)
+    return result[0] if isinstance(result, tuple) else result
 
 
 def _shape(xp: Any, op: str, arrays: Sequence[Array]) -> tuple[int, ...]:
