@@ -11,16 +11,13 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxmesh.compiler import memory
-from onnxmesh.compiler.ir import recipe as recipes
 from onnxmesh.compiler.ir.rule import itemsize
 from onnxmesh.compiler.ir.view import dtype_of, plain_attrs, shape_of
-from onnxmesh.compiler.ops.collectives import unpack
+from onnxmesh.compiler.ops.collectives import COLLECTIVES, VIEWS, unpack
+from onnxmesh.passes.normalise_constants import recipe_of
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Replicate
 from onnxmesh.runtime.plan import Buffer, Collective, Instruction, Launch, Plan, Port, Program, Spec, Weight
-
-COLLECTIVES = ("AllReduce", "ReduceScatter", "AllGather", "AllToAll", "Shift")
-VIEWS = ("Reshape", "Identity")
 
 
 @dataclass
@@ -112,10 +109,9 @@ def _json(name: str, value: Any) -> Any:
 
 
 def _weight(value: ir.Value) -> Weight:
-    recipe = recipes.get(value)
-    assert recipe is not None and value.name is not None
-    shape = tuple(value.meta["global_shape"])
-    return Weight(value.name, dtype_of(value), shape, _spec(value), recipe)
+    assert value.name is not None
+    shape = tuple(value.meta.get("global_shape", shape_of(value)))
+    return Weight(value.name, dtype_of(value), shape, _spec(value), recipe_of(value))
 
 
 def _spec(value: ir.Value) -> Spec:

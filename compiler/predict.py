@@ -12,7 +12,7 @@ from onnxmesh.compiler import cost
 from onnxmesh.compiler.cost import H200, DeviceProfile
 from onnxmesh.compiler.ir.rule import replicate
 from onnxmesh.compiler.ir.view import dtype_of, shape_of, view_of
-from onnxmesh.compiler.lower import VIEWS
+from onnxmesh.compiler.ops.collectives import VIEWS
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.plan import Buffer, Collective, Program
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxmesh.compiler import cost, predict
 from onnxmesh.compiler.cost import nbytes
+from onnxmesh.compiler.ops.collectives import COLLECTIVES
 from onnxmesh.compiler.options import Options
 from onnxmesh.compiler.predict import Survey, Timing
 from onnxmesh.passes.match import Finding
@@ -23,7 +24,6 @@ from onnxmesh.runtime.placement import Placement, Shard, local_shape, text
 from onnxmesh.runtime.plan import Collective, Plan, Port, Spec
 
 FORMAT = 1
-SENDS = ("AllReduce", "ReduceScatter", "AllGather", "AllToAll", "Shift", "Shard")
 _STRATEGIES = {
     ("cp", "s"): "allgather",
     ("cp", "h"): "ulysses",
@@ -292,7 +292,8 @@ def _attention(placed: Placed) -> Iterator[Json]:
 
 def _replicated(placed: Placed) -> Iterator[Json]:
     """The nodes that every rank of the axis computes whole, if they cost anything."""
-    times = {n: cost.computation(v, placed.strategies[n]) for n, v in placed.views.items() if v.op not in SENDS}
+    computed = ((node, view) for node, view in placed.views.items() if view.op not in (*COLLECTIVES, "Shard"))
+    times = {node: cost.computation(view, placed.strategies[node]) for node, view in computed}
     total = sum(times.values())
     for node, reason in placed.replicated.items():
         if times.get(node):

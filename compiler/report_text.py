@@ -222,7 +222,7 @@ def _patterns(report: Report, limit: int | None) -> str:
     missed = _grouped((p for p in report["patterns"] if not p["found"]), lambda p: (p["pattern"], p["reason"]))
     lines = []
     if found:
-        lines.append("Patterns found: " + ", ".join(f"{name} {len(some)}" for (name,), some in found))
+        lines.append(_wrap("Patterns found: " + ", ".join(f"{name} {len(some)}" for (name,), some in found)))
     if missed:
         rows = [[name, _count(some), reason] for (name, reason), some in missed]
         lines.append(_section("Patterns nearly found", table(["pattern", "node", "why not"], rows, limit=limit)))

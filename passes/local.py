@@ -12,7 +12,7 @@ from onnx_ir.convenience import convert_attributes
 from onnxmesh.compiler import cost
 from onnxmesh.compiler.ir import recipe as recipes
 from onnxmesh.compiler.ir.view import dtype_of, ir_dtype, is_constant, shape_of
-from onnxmesh.passes.build import is_folded
+from onnxmesh.passes.normalise_constants import recipe_of
 from onnxmesh.passes.reshard import steps
 from onnxmesh.runtime.placement import Placement, R, Replicate, Shard, local_shape
 from onnxmesh.runtime.placement import text as placement_text
@@ -123,7 +123,7 @@ class Local:
         shape = local_shape(shape_of(value), placement, self.ranks)
         taken = sum(1 for other, _ in self.values if other is value)
         result = ir.Value(name=f"{value.name}.{taken}" if taken else value.name, shape=ir.Shape(shape), type=value.type)
-        result.meta["recipe"] = _recipe_of(value)
+        result.meta["recipe"] = recipe_of(value)
         result.meta["global_shape"] = value.meta.get("global_shape", shape_of(value))
         result.meta["spec"] = (*value.meta.get("spec", ()), (self.axis, placement))
         self.initializers.append(result)
@@ -138,14 +138,3 @@ def describe(result: ir.Value, value: ir.Value, axis: str, placement: Placement)
     result.meta["global_shape"] = value.meta.get("global_shape", shape_of(value))
     result.meta["spec"] = (*value.meta.get("spec", ()), (axis, placement))
     return result
-
-
-def _recipe_of(value: ir.Value) -> recipes.Recipe:
-    """How an initialiser comes from the model; small numbers that the compiler made stand in the recipe itself."""
-    found = recipes.get(value)
-    if found is not None:
-        return found
-    if is_folded(value):
-        assert value.const_value is not None
-        return recipes.constant(value.const_value.numpy())
-    return recipes.source(str(value.name))

@@ -12,6 +12,12 @@ from onnxmesh.compiler.ir import segments as algebra
 from onnxmesh.compiler.ir.rule import OpView, Port, Strategy, register
 from onnxmesh.runtime.placement import Placement, Segment, Segments, Shard
 
+COLLECTIVES = ("AllReduce", "ReduceScatter", "AllGather", "AllToAll", "Shift")
+"""Ops that send; Shard only takes a slice of what is there."""
+
+VIEWS = ("Reshape", "Identity")
+"""Ops that rename bytes: they become no instructions."""
+
 
 def unpack(flat: Iterable[int]) -> Segments:
     """Segments from the flattened attribute `[size, copies, ...]`."""
