@@ -61,6 +61,8 @@ def cuts(size: int, ranks: int) -> list[Segments]:
     tried: list[Segments] = [
         *segments.natural(size, ranks),
         (Segment(ranks), Segment(size - ranks)),
+        (Segment(12), Segment(size - 12)),
+        (Segment(12), Segment(size - 24), Segment(12)),
         (Segment(size // 2),) * 2 if size % 2 == 0 else (),
         (Segment(size // 3),) * 3 if size % 3 == 0 else (),
         (Segment(rest, ranks), Segment(size - rest)),

@@ -73,6 +73,7 @@ def prepared(name: str) -> ir.Model:
 
 
 def inputs_of(model: ir.Model) -> Mapping[str, np.ndarray]:
+    """Random numbers, token ids and positions that count, masks with padding on the left: rows that see nothing."""
     rng = np.random.default_rng(3)
     result = {}
     for value in model.graph.inputs:
@@ -80,7 +81,7 @@ def inputs_of(model: ir.Model) -> Mapping[str, np.ndarray]:
         if dtype.kind == "f":
             result[value.name] = rng.standard_normal(shape).astype(dtype)
         elif "mask" in value.name:
-            result[value.name] = np.ones(shape, dtype)
+            result[value.name] = (np.arange(shape[-1]) >= 2 * np.arange(shape[0])[:, None]).astype(dtype)
         else:
             result[value.name] = np.broadcast_to(np.arange(shape[-1], dtype=dtype) % 12, shape).copy()
     return result

@@ -307,10 +307,10 @@ COLLECTIVES = [
     _sample("AllReduce", "f[6,12] -> f[6,12]", reduce="max", **_FIRST),
     _sample("Shift", "f[6,12] -> f[6,12]", offset=1, **_FIRST),
     _sample("AllGather", "f[4,12] -> f[4,24]", dim=1, segments=[24, 1], **_FIRST),
-    _sample("AllGather", "f[30,6] -> f[48,6]", dim=0, segments=[12, 2, 24, 1, 12, 1], **_FIRST),
+    _sample("AllGather", "f[48,6] -> f[84,6]", dim=0, segments=[12, 2, 48, 1, 24, 1], **_FIRST),
     _sample("AllGather", "f[4,13] -> f[4,13]", dim=1, segments=[13, 2], **_FIRST),
     _sample("ReduceScatter", "f[4,24] -> f[4,12]", reduce="sum", dim=1, segments=[24, 1], **_FIRST),
-    _sample("ReduceScatter", "f[48,6] -> f[24,6]", reduce="sum", dim=0, segments=[24, 1, 24, 1], **_FIRST),
+    _sample("ReduceScatter", "f[72,6] -> f[36,6]", reduce="sum", dim=0, segments=[24, 1, 48, 1], **_FIRST),
     _sample("Shard", "f[4,24] -> f[4,12]", dim=1, segments=[24, 1], **_FIRST),
     _sample("Shard", "f[36,6] -> f[24,6]", dim=0, segments=[12, 2, 24, 1], **_FIRST),
     _sample(
@@ -318,8 +318,8 @@ COLLECTIVES = [
         split_dim=2, split_segments=[12, 1], concat_dim=1, concat_segments=[24, 1], **_FIRST,
     ),
     _sample(
-        "AllToAll", "f[2,24,24,4] -> f[2,36,12,4]",
-        split_dim=2, split_segments=[12, 1, 12, 1], concat_dim=1, concat_segments=[12, 2, 24, 1], **_FIRST,
+        "AllToAll", "f[2,24,72,4] -> f[2,36,36,4]",
+        split_dim=2, split_segments=[24, 1, 48, 1], concat_dim=1, concat_segments=[12, 2, 24, 1], **_FIRST,
     ),
 ]  # fmt: skip
 
