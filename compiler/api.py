@@ -30,6 +30,7 @@ from onnxmesh.passes.normalise import SOURCES, normalise
 from onnxmesh.passes.partition import partition
 from onnxmesh.passes.place import Placed, place
 from onnxmesh.passes.recognise import recognise
+from onnxmesh.passes.schedule import schedule
 from onnxmesh.passes.worth import check_worth
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.plan import Plan
@@ -108,6 +109,10 @@ def _fuse(state: Compilation) -> None:
     state.findings += findings
 
 
+def _schedule(state: Compilation) -> None:
+    state.model = schedule(state.loaded)
+
+
 def _lower(state: Compilation) -> None:
     producer = f"onnxmesh {metadata.version('onnxmesh')}"
     plan = lower(state.loaded.graph, state.options.mesh, state.options.dims, producer)
@@ -126,6 +131,7 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("shard-cp", partial(_shard, "cp")),
     Stage("shard-tp", partial(_shard, "tp")),
     Stage("fuse", _fuse),
+    Stage("schedule", _schedule),
     Stage("lower", _lower),
 )
 

@@ -93,9 +93,8 @@ def _instruction(node: ir.Node, ins: tuple[int, ...], outs: tuple[int, ...]) -> 
         return Launch(node.op_type, ins, outs, attrs, origin)
     axis = str(attrs.pop("axis"))
     attrs.pop("ranks")
-    # a shift sends while the block that it leaves behind is computed
-    stream = 1 if node.op_type == "Shift" else 0
-    return Collective(node.op_type, axis, ins, outs, attrs, origin, str(node.meta.get("reason", "")), stream)
+    reason, stream = str(node.meta.get("reason", "")), int(node.meta.get("stream", 0))
+    return Collective(node.op_type, axis, ins, outs, attrs, origin, reason, stream)
 
 
 def _json(name: str, value: Any) -> Any:
@@ -125,17 +124,31 @@ def _port(state: _Lowering, value: ir.Value) -> Port:
 
 
 def _lifetimes(state: _Lowering, graph: ir.Graph) -> dict[int, memory.Lifetime]:
-    """Of every arena buffer; graph outputs live to the end."""
+    """Of every arena buffer; graph outputs live to the end.
+
+    What another stream reads stays until its result is waited for: else whoever took over its place would wait too.
+    """
     forever = {state.root(state.of[value]) for value in graph.outputs}
     end = len(state.instructions)
+    joined = _joins(state)
     result = {}
     for i, buffer in enumerate(state.buffers):
         if buffer.kind != "arena":
             continue
         first = state.writer[i]
         users = (first, *state.users.get(i, ()))
-        last = end if i in forever else max(users)
+        last = end if i in forever else max(max(users), *(joined.get(user, 0) for user in users))
         result[i] = memory.Lifetime(prod(buffer.shape) * itemsize(buffer.dtype), first, last, users)
+    return result
+
+
+def _joins(state: _Lowering) -> dict[int, int]:
+    """For every instruction beside the first stream, the last one before its results are read."""
+    result = {}
+    for at, item in enumerate(state.instructions):
+        if item.stream:
+            users = [user for buffer in item.outs for user in state.users.get(buffer, ()) if user > at]
+            result[at] = min(users, default=at + 1) - 1
     return result
 
 

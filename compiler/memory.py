@@ -1,15 +1,17 @@
 """Where the buffers of a program lie in its arena.
 
-First fit by liveness: a buffer takes the lowest place that is free from the instruction that writes it to the last one
-that reads it. Whoever takes over a place waits for the last users of what was there, so backends that overlap
-instructions stay correct: their order is in the instructions' dependencies.
+Every buffer has its place from the instruction that writes it to the last one that reads it. Two ways to fill the arena
+are tried, in the order of time and the largest first; the smaller arena is taken. Whoever takes over a place waits for
+the last users of what was there, so backends that overlap instructions stay correct: their order is in the
+instructions' dependencies.
 """
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 ALIGNMENT = 256
 """Bytes; what vectorised loads and collectives like best."""
@@ -34,45 +36,60 @@ class Layout:
     waits: Mapping[int, frozenset[int]]
 
 
-def plan(lifetimes: Mapping[int, Lifetime]) -> Layout:
-    """Offsets for all buffers."""
-    offsets: dict[int, int] = {}
-    waits: dict[int, set[int]] = {}
-    live: list[tuple[int, int, int]] = []  # (offset, end, buffer), sorted
-    past: list[tuple[int, int, int]] = []  # places whose buffers are dead, latest last
-    end = 0
-    for buffer, life in sorted(lifetimes.items(), key=lambda item: (item[1].first, item[0])):
-        dead = [entry for entry in live if lifetimes[entry[2]].last < life.first]
-        live = [entry for entry in live if lifetimes[entry[2]].last >= life.first]
-        past += dead
-        offset = _first_fit(live, _aligned(life.size))
-        stop = offset + _aligned(life.size)
-        offsets[buffer] = offset
-        insort(live, (offset, stop, buffer))
-        end = max(end, stop)
-        past, taken = _take_over(past, offset, stop)
-        for old in taken:
-            waits.setdefault(life.first, set()).update(lifetimes[old].users)
-    return Layout(offsets, end, {at: frozenset(users - {at}) for at, users in waits.items()})
-
-
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
+    """The bytes that a buffer of `size` bytes takes."""
     return -(-max(size, 1) // ALIGNMENT) * ALIGNMENT
 
 
-def _first_fit(live: Sequence[tuple[int, int, int]], size: int) -> int:
+def plan(lifetimes: Mapping[int, Lifetime]) -> Layout:
+    """Offsets for all buffers."""
+    in_time = sorted(lifetimes, key=lambda b: (lifetimes[b].first, b))
+    by_size = sorted(in_time, key=lambda b: -aligned(lifetimes[b].size))
+    size, offsets = min((_fill(lifetimes, order) for order in (in_time, by_size)), key=lambda filled: filled[0])
+    return Layout(offsets, size, _waits(lifetimes, in_time, offsets))
+
+
+def _fill(lifetimes: Mapping[int, Lifetime], order: Sequence[int]) -> tuple[int, dict[int, int]]:
+    """First fit in the given order: every buffer at the lowest place that is free while it lives."""
+    spans = np.array([(lifetimes[b].first, lifetimes[b].last) for b in order], np.int64).reshape(-1, 2)
+    places = np.zeros_like(spans)
+    for i, buffer in enumerate(order):
+        first, last = spans[i]
+        beside = places[:i][(spans[:i, 0] <= last) & (spans[:i, 1] >= first)]
+        size = aligned(lifetimes[buffer].size)
+        offset = _first_gap(sorted(map(tuple, beside.tolist())), size)
+        places[i] = offset, offset + size
+    return int(places[:, 1].max(initial=0)), dict(zip(order, places[:, 0].tolist()))
+
+
+def _first_gap(taken: Sequence[tuple[int, ...]], size: int) -> int:
     offset = 0
-    for start, stop, _ in live:
+    for start, stop in taken:
         if start - offset >= size:
             return offset
         offset = max(offset, stop)
     return offset
 
 
+def _waits(
+    lifetimes: Mapping[int, Lifetime], in_time: Sequence[int], offsets: Mapping[int, int]
+) -> dict[int, frozenset[int]]:
+    """What an instruction must wait for: the users of the places that its results take over."""
+    waits: dict[int, set[int]] = {}
+    past: list[tuple[int, int, int]] = []
+    for buffer in in_time:
+        life, offset = lifetimes[buffer], offsets[buffer]
+        past, taken = _take_over(past, offset, offset + aligned(life.size))
+        for old in taken:
+            waits.setdefault(life.first, set()).update(lifetimes[old].users)
+        past.append((offset, offset + aligned(life.size), buffer))
+    return {at: frozenset(users - {at}) for at, users in waits.items()}
+
+
 def _take_over(
     past: list[tuple[int, int, int]], offset: int, stop: int
 ) -> tuple[list[tuple[int, int, int]], list[int]]:
-    """Split dead places into those that [offset, stop) leaves alone and those that it covers, wholly or in part.
+    """Split former places into those that [offset, stop) leaves alone and those that it covers, wholly or in part.
 
     A place that is covered in part stays: others may take over the rest of it.
     """
