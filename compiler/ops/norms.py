@@ -58,5 +58,5 @@ def channels(view: OpView) -> Factors:
 
 
 register("LayerNormalization", "RMSNormalization", factors=last_dims)
-register("Softmax", "LogSoftmax", "Hardmax", "CumSum", "CumProd", "TopK", factors=one_axis)
+register("Softmax", "LogSoftmax", "Hardmax", "CumSum", "CumProd", "TopK", "LpNormalization", factors=one_axis)
 register("GroupNormalization", "InstanceNormalization", "BatchNormalization", factors=channels)

@@ -161,6 +161,20 @@ MATMUL = [
     _sample("Conv", "f[2,2,6,8,4], f[4,2,2,2,2] -> f[2,4,3,4,2]", strides=[2, 2, 2]),
 ]
 
+POOL = [
+    _sample("MaxPool", "f[2,12,8] -> f[2,12,4]", kernel_shape=[2], strides=[2]),
+    _sample("AveragePool", "f[2,12,6,6] -> f[2,12,6,6]", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+    _sample("GlobalMaxPool", "f[2,12,6] -> f[2,12,1]"),
+    _sample("GlobalAveragePool", "f[6,12,2,3] -> f[6,12,1,1]"),
+    _sample("DepthToSpace", "f[6,12,2,4] -> f[6,3,4,8]", blocksize=2),
+    _sample("SpaceToDepth", "f[6,3,4,8] -> f[6,12,2,4]", blocksize=2),
+    _sample("Resize", "f[2,12,4] -> f[2,12,8]", mode="nearest"),
+    _sample("Resize", "f[6,12,4,4] -> f[6,12,8,8]", mode="linear"),
+    _sample("ConvTranspose", "f[2,12,4], f[12,6,3], f[6] -> f[2,6,6]"),
+    _sample("ConvTranspose", "f[2,6,4], f[6,12,2]! -> f[2,12,8]", strides=[2]),
+    _sample("ConvTranspose", "f[2,12,4], f[12,3,2] -> f[2,6,8]", strides=[2], group=2),
+]
+
 VIEWS = [
     _sample("Reshape", "f[2,12,6] -> f[24,6]"),
     _sample("Reshape", "f[24,6] -> f[2,12,6]"),
@@ -219,6 +233,7 @@ NORMS = [
     _sample("RMSNormalization", "h[6,12], h[12] -> h[6,12]"),
     _sample("RMSNormalization", "f[4,6,4], f[6,4] -> f[4,6,4]", axis=-2),
     *(_sample(op, "f[6,12] -> f[6,12]", axis=-1) for op in ("Softmax", "LogSoftmax", "Hardmax", "CumSum", "CumProd")),
+    _sample("LpNormalization", "f[6,12] -> f[6,12]", p=1),
     _sample("Softmax", "f[2,12,6] -> f[2,12,6]", axis=1),
     _sample("CumSum", "f[4,12] -> f[4,12]", axis=0, reverse=1),
     _sample("TopK", "f[6,12] -> f[6,4], i[6,4]", axis=1, k=4),
@@ -326,7 +341,7 @@ COLLECTIVES = [
 
 def samples() -> list[Sample]:
     """All of them."""
-    return [*_elementwise(), *MATMUL, *VIEWS, *NORMS, *_reductions(), *INDEXING, *ATTENTION, *COLLECTIVES]
+    return [*_elementwise(), *MATMUL, *POOL, *VIEWS, *NORMS, *_reductions(), *INDEXING, *ATTENTION, *COLLECTIVES]
 
 
 def by_op() -> Mapping[str, list[Sample]]:

@@ -8,6 +8,7 @@ from onnxmesh.compiler.ops import (  # noqa: F401
     indexing,
     matmul,
     norms,
+    pool,
     reduce,
     views,
 )

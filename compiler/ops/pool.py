@@ -1,0 +1,63 @@
+"""Ops over the spatial dims of [n, c, spatial...]: pooling, transposed convolution, Resize, blocks of pixels."""
+
+from __future__ import annotations
+
+from math import prod
+
+from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, numbered, register
+
+
+def pool(view: OpView) -> Factors:
+    """Batch and channels."""
+    x = view.ins[0]
+    assert x is not None
+    labels: Labels = (*numbered(x)[:2], *(None,) * (len(x) - 2))
+    linear = (frozenset({0}),) if view.op == "GlobalAveragePool" else ()
+    return Factors((labels,), tuple(labels for _ in view.outs), linear=linear)
+
+
+def blocks(view: OpView) -> Factors:
+    """DepthToSpace, SpaceToDepth: the batch."""
+    x = view.ins[0]
+    assert x is not None
+    labels: Labels = (*numbered(x)[:1], *(None,) * (len(x) - 1))
+    return Factors((labels,), (labels,), linear=(frozenset({0}),))
+
+
+def resize(view: OpView) -> Factors:
+    """Dims that keep their size; sizes, scales and regions of interest are whole."""
+    x = view.ins[0]
+    assert x is not None
+    labels: Labels = tuple(
+        label if size == out and i < 2 else None
+        for i, (label, size, out) in enumerate(zip(numbered(x), x, view.outs[0]))
+    )
+    rest: tuple[Labels, ...] = tuple((None,) * len(other or ()) for other in view.ins[1:])
+    return Factors((labels, *rest), (labels,))
+
+
+def conv_transpose(view: OpView) -> Factors:
+    """n c spatial, c o kernel, o -> n o spatial: batch, output channels, input channels (summed)."""
+    spatial = (None,) * (len(view.outs[0]) - 2)
+    o, c = ("o", "c") if view.attr("group", 1) == 1 else (None, None)
+    bias = frozenset(range(2, len(view.ins)))
+    return Factors(
+        (("n", c, *spatial), (c, o, *spatial), *((o,) for _ in bias)),
+        (("n", o, *spatial),),
+        sums=(("c", "sum"),) if c else (),
+        linear=(bias | {0}, bias | {1}),
+        added=bias,
+    )
+
+
+def conv_transpose_flops(view: OpView) -> float:
+    """2 times input elements times kernel elements."""
+    x, weight = view.ins[0], view.ins[1]
+    assert x is not None and weight is not None
+    return 2.0 * prod(x) * prod(weight[1:])
+
+
+register("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", factors=pool)
+register("DepthToSpace", "SpaceToDepth", factors=blocks)
+register("Resize", factors=resize)
+register("ConvTranspose", factors=conv_transpose, flops=conv_transpose_flops)
