@@ -43,10 +43,11 @@ def best(work: Work) -> Order:
 
 def candidates(work: Work) -> Iterator[Order]:
     """Orders worth comparing; the first is the given one, in which only shifts are issued before what they overlap."""
-    for priority in (range(len(work.nodes)), _positions(depth_first(work))):
-        for frees, early, overlap in product((False, True), repeat=3):
-            if early or not overlap:
-                yield _List(work, priority, frees=frees, early=early, overlap=overlap).run()
+    given = range(len(work.nodes))
+    for frees in (False, True):
+        yield _List(work, given, frees=frees, overlap=False).run()
+    for priority, frees in product((given, _positions(depth_first(work))), (False, True)):
+        yield _List(work, priority, frees=frees, overlap=True).run()
 
 
 def depth_first(work: Work) -> Order:
@@ -96,13 +97,12 @@ class _List:
 
     Args:
         frees: before it, whatever makes memory no fuller.
-        early: issue collectives as soon as their inputs are there.
-        overlap: while a collective is under way, prefer what does not wait for it.
+        overlap: collectives go as soon as their inputs are there, and what waits for one that is under way comes later.
     """
 
-    def __init__(self, work: Work, priority: Sequence[int], *, frees: bool, early: bool, overlap: bool) -> None:
+    def __init__(self, work: Work, priority: Sequence[int], *, frees: bool, overlap: bool) -> None:
         self.work, self.priority = work, priority
-        self.frees, self.early, self.overlap = frees, early, overlap
+        self.frees, self.overlap = frees, overlap
         self.order: Order = []
         self.missing = [len(before) for before in work.before]
         self.left = [len(readers) for readers in work.readers]
@@ -150,7 +150,7 @@ class _List:
 
     def _is_early(self, node: int) -> bool:
         """A shift waits until its input is used: else the whole ring would lie in memory at once."""
-        return self.early and self.work.sends[node] and self.work.nodes[node].op_type != "Shift"
+        return self.overlap and self.work.sends[node] and self.work.nodes[node].op_type != "Shift"
 
     def _frees(self, node: int) -> bool:
         """Whether memory is no fuller after a node."""
