@@ -87,7 +87,8 @@ def _normalise(state: Compilation) -> None:
 
 def _recognise(state: Compilation) -> None:
     state.model, state.findings = recognise(state.loaded)
-    state.survey = survey(state.model.graph)
+    alone, _ = fuse(state.model.clone())
+    state.survey = survey(state.model.graph, alone.graph)
 
 
 def _shard(axis: str, state: Compilation) -> None:

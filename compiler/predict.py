@@ -35,13 +35,13 @@ class Survey:
     lookups: Mapping[str, int] = field(default_factory=dict)
 
 
-def survey(graph: ir.Graph) -> Survey:
-    """What a graph in normal form takes on one device."""
+def survey(graph: ir.Graph, fused: ir.Graph) -> Survey:
+    """What a graph in normal form takes on one device; `fused` is the same as one device would run it."""
     views = [view_of(node, 1) for node in graph]
     return Survey(
         nodes=len(views),
         flops=sum(map(cost.flops, views)),
-        microseconds=sum(cost.computation(view, replicate(view)) for view in views),
+        microseconds=sum(cost.computation(view, replicate(view)) for view in (view_of(node, 1) for node in fused)),
         weight_bytes=sum(cost.nbytes(shape_of(v), dtype_of(v)) for v in graph.initializers.values()),
         lookups=_lookups(graph),
     )

@@ -88,7 +88,7 @@ def test_one_rank_needs_no_axes() -> None:
     found = report("llama_op23")
     assert found["axes"] == found["collectives"] == found["warnings"] == []
     assert found["rank"]["weight_share"] == found["rank"]["flops_share"] == 1
-    assert found["time"]["total_us"] == pytest.approx(found["time"]["one_device_us"], rel=0.2)
+    assert found["time"]["total_us"] == pytest.approx(found["time"]["one_device_us"], rel=0.01)
     assert "one rank" in report_text(found)
 
 
@@ -139,7 +139,7 @@ def test_times_hide_what_runs_beside_computation() -> None:
     time = report("llama_op23", cp=2, cp_strategy="ring")["time"]
     assert time["hidden_us"] > 0
     assert time["total_us"] == pytest.approx(time["compute_us"] + time["communication_us"] - time["hidden_us"])
-    assert report("llama_op23", cp=2, cp_strategy="ulysses")["time"]["hidden_us"] == 0
+    assert report("llama_op23")["time"]["hidden_us"] == 0
 
 
 def test_a_warning_where_one_device_is_faster() -> None:
