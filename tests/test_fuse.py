@@ -1,0 +1,244 @@
+"""Fusion: what becomes one op, that no number changes by it, and why something does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import inputs
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+from lockstep import run
+
+from onnxmesh.compiler import api
+from onnxmesh.compiler.ir.verify import verify
+from onnxmesh.compiler.options import CpStrategy, Options
+from onnxmesh.passes.build import add_constant
+from onnxmesh.passes.fuse import fuse
+from onnxmesh.passes.match import Finding
+from onnxmesh.runtime.kernels.fused import steps
+from onnxmesh.runtime.mesh import Mesh
+from onnxmesh.runtime.session import Session
+
+RNG = np.random.default_rng(5)
+ROWS, WIDTH = (2, 3), 8
+
+
+class Net:
+    """A small graph in normal form, written node by node; every input gets random numbers."""
+
+    def __init__(self, dtype: Any = np.float32) -> None:
+        self.graph = ir.Graph([], [], nodes=[], opset_imports={"": 23, "onnxmesh": 1})
+        self.feeds: dict[ir.Value, list[np.ndarray]] = {}
+        self.dtype = np.dtype(dtype)
+
+    def input(self, *shape: int, dtype: Any = None) -> ir.Value:
+        """A graph input."""
+        array = RNG.standard_normal(shape).astype(dtype or self.dtype)
+        value = ir.Value(name=f"x{len(self.feeds)}", shape=ir.Shape(shape))
+        value.dtype = ir.DataType.from_numpy(array.dtype)
+        self.graph.inputs.append(value)
+        self.feeds[value] = [array]
+        return value
+
+    def number(self, value: float, *shape: int) -> ir.Value:
+        """A folded constant."""
+        array = np.full(shape, value, self.dtype)
+        constant = add_constant(self.graph, array, f"c{len(self.graph.initializers)}")
+        self.feeds[constant] = [array]
+        return constant
+
+    def op(
+        self, op_type: str, *ins: ir.Value | None, shape: Sequence[int] = (), dtype: Any = None, **attrs: Any
+    ) -> ir.Value:
+        """A node; its output broadcasts the inputs unless `shape` is given."""
+        node = ir.node(op_type, list(ins), attrs, name=f"{op_type.lower()}{len(self.graph)}")
+        known = [tuple(value.shape.numpy()) for value in ins if value is not None and value.shape is not None]
+        node.outputs[0].shape = ir.Shape(shape or np.broadcast_shapes(*known))
+        node.outputs[0].dtype = ir.DataType.from_numpy(np.dtype(dtype or self.dtype))
+        node.outputs[0].name = node.name
+        self.graph.append(node)
+        return node.outputs[0]
+
+    def fused(self, *outputs: ir.Value) -> Fused:
+        """The graph after fusion; the numbers must not have changed."""
+        self.graph.outputs.extend(outputs)
+        before = [run(self.graph, self.feeds, Mesh.of())[value][0] for value in outputs]
+        count = len(self.graph)
+        model, findings = fuse(ir.Model(self.graph, ir_version=10))
+        verify(model.graph, "fuse")
+        after = run(model.graph, self.feeds, Mesh.of())
+        for value, old in zip(model.graph.outputs, before, strict=True):
+            new = after[value][0] if value in after else None
+            assert new is not None and new.dtype == old.dtype
+            np.testing.assert_array_equal(new, old)
+        return Fused(model.graph, findings, count)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A graph after fusion, what was found, and how many nodes there were."""
+
+    graph: ir.Graph
+    findings: list[Finding]
+    count: int
+
+    @property
+    def ops(self) -> list[str]:
+        return [node.op_type for node in self.graph]
+
+    @property
+    def expressions(self) -> list[Any]:
+        return [json.loads(n.attributes["expr"].as_string()) for n in self.graph if "expr" in n.attributes]
+
+    @property
+    def misses(self) -> list[str]:
+        return [f.reason for f in self.findings if not f.found]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
+def test_a_chain_rounds_as_its_ops_alone(dtype: Any) -> None:
+    net = Net(dtype)
+    x, scale, shift = net.input(*ROWS, WIDTH), net.input(2, 1, WIDTH), net.input(WIDTH)
+    more = net.op("Add", scale, net.number(1.0))
+    result = net.fused(net.op("Gelu", net.op("Add", net.op("Mul", x, more), shift), approximate="tanh"))
+    assert result.ops == ["Fused"] and not result.graph.initializers
+    one = [np.dtype(dtype).name, 1.0]
+    assert result.expressions == [["Gelu", {"approximate": "tanh"}, ["Add", ["Mul", 0, ["Add", 1, one]], 2]]]
+
+
+def test_casts_conditions_and_absent_operands() -> None:
+    net = Net()
+    x = net.input(*ROWS, WIDTH)
+    half = net.op("Cast", x, to=int(ir.DataType.FLOAT16), dtype=np.float16)
+    back = net.op("Cast", net.op("Sigmoid", half, dtype=np.float16), to=1)
+    clipped = net.op("Clip", back, None, net.number(0.6))
+    large = net.op("Greater", x, net.number(float("-inf"), 1), dtype=np.bool_)
+    result = net.fused(net.op("Where", net.op("Not", large, dtype=np.bool_), x, clipped))
+    assert result.ops == ["Fused"]
+    wide = ["Cast", {"to": "float32"}, ["Sigmoid", ["Cast", {"to": "float16"}, 0]]]
+    expected = ["Where", ["Not", ["Greater", 0, ["float32", "-inf"]]], 0, ["Clip", wide, None, None]]
+    expected[3][3] = ["float32", float(np.float32(0.6))]  # type: ignore[index]
+    assert result.expressions == [expected]
+
+
+def test_a_part_that_is_used_twice_is_computed_once() -> None:
+    net = Net()
+    x = net.op("Exp", net.input(WIDTH))
+    result = net.fused(net.op("Mul", net.op("Add", x, net.number(1.0)), net.op("Sqrt", x)))
+    assert result.ops == ["Fused"]
+    assert [s.op for s in steps("Fused", json.dumps(result.expressions[0]), 1)].count("Exp") == 1
+
+
+def test_expressions_stay_small() -> None:
+    net = Net()
+    value = net.input(WIDTH)
+    for _ in range(12):
+        value = net.op("Mul", value, net.op("Tanh", value))
+    result = net.fused(value)
+    assert set(result.ops) <= {"Fused", "Tanh"} and 1 < len(result.ops) < 12
+    assert all(len(json.dumps(e)) < 1000 for e in result.expressions)
+
+
+def test_a_number_that_widens_the_shape_stays_an_input() -> None:
+    net = Net()
+    result = net.fused(net.op("Neg", net.op("Add", net.input(WIDTH), net.number(1.0, 1, 1))))
+    assert result.expressions == [["Neg", ["Add", 0, 1]]]
+
+
+def test_what_others_read_stays() -> None:
+    net = Net()
+    x = net.op("Exp", net.input(WIDTH))
+    result = net.fused(net.op("Neg", x), net.op("Abs", x))
+    assert result.ops == ["Exp", "Neg", "Abs"] and result.misses == ["others read its value"]
+    net = Net()
+    x = net.op("Exp", net.input(WIDTH))
+    result = net.fused(x, net.op("Neg", x))
+    assert sorted(result.ops) == ["Exp", "Neg"] and result.misses == ["its value is an output"]
+
+
+def linear(net: Net, x: ir.Value, n: int = WIDTH) -> ir.Value:
+    """A product with a weight."""
+    return net.op("MatMul", x, net.input(x.shape[-1], n), shape=(*x.shape[:-1], n))  # type: ignore[index]
+
+
+def test_epilogues_of_a_product() -> None:
+    net = Net()
+    x = net.input(*ROWS, WIDTH)
+    hidden = net.op("Gelu", net.op("Add", net.input(16), linear(net, x, 16)))
+    result = net.fused(net.op("Add", x, net.op("Add", linear(net, hidden), net.input(WIDTH))))
+    assert result.ops == ["FusedMatMul", "FusedMatMul"]
+    assert result.expressions == [["Gelu", ["Add", 2, ["MatMul", 0, 1]]], ["Add", 2, ["Add", ["MatMul", 0, 1], 3]]]
+    assert [f.reason for f in result.findings] == ["MatMul Add Gelu", "MatMul Add Add"]
+
+
+def test_a_gate_takes_the_swish_and_the_residual_goes_to_the_product() -> None:
+    net = Net()
+    x = net.input(*ROWS, WIDTH)
+    gated = net.op("Mul", net.op("Swish", linear(net, x)), linear(net, x))
+    result = net.fused(net.op("Add", linear(net, gated), x))
+    assert sorted(result.ops) == ["Fused", "FusedMatMul", "MatMul", "MatMul"]
+    assert ["Mul", ["Swish", 0], 1] in result.expressions
+
+
+def test_a_collective_before_the_residual_and_the_norm_is_reported() -> None:
+    net = Net()
+    x = net.input(*ROWS, WIDTH)
+    total = net.op("AllReduce", linear(net, x), axis="tp", ranks=1, reduce="sum")
+    result = net.fused(net.op("RMSNormalization", net.op("Add", total, x), net.input(WIDTH), axis=-1))
+    assert result.ops == ["MatMul", "AllReduce", "FusedNorm"]
+    assert result.misses == [
+        "an AllReduce stands before what would be its epilogue",
+        "an AllReduce is an instruction of its own",
+    ]
+
+
+def test_a_norm_with_residual_and_modulation() -> None:
+    net = Net(ml_dtypes.bfloat16)
+    x, y, gate, scale = (net.input(*ROWS, WIDTH), net.input(*ROWS, WIDTH), net.input(2, 1, WIDTH), net.input(WIDTH))
+    stream = net.op("Add", x, net.op("Mul", gate, y))
+    norm = net.op("LayerNormalization", stream, net.input(WIDTH), axis=-1, epsilon=1e-6)
+    modulated = net.op("Mul", norm, net.op("Add", scale, net.number(1.0)))
+    result = net.fused(modulated, net.op("Transpose", stream, perm=[1, 0, 2], shape=(3, 2, WIDTH)))
+    assert result.ops == ["FusedNorm", "Transpose"]
+    assert len(result.graph.node(0).outputs) == 2
+
+
+def test_a_norm_whose_modulation_needs_its_input() -> None:
+    net = Net()
+    stream = net.op("Add", net.input(*ROWS, WIDTH), net.input(*ROWS, WIDTH))
+    scale = linear(net, stream)
+    norm = net.op("RMSNormalization", stream, net.input(WIDTH), axis=-1)
+    result = net.fused(net.op("Mul", norm, scale))
+    assert result.ops == ["Add", "MatMul", "FusedNorm"]
+    assert "what is added after it may depend on its input" in result.misses
+
+
+SWEEP: list[tuple[str, Mapping[str, int], CpStrategy]] = [
+    (name, mesh, strategy)
+    for name in ("bert_op18", "flux_op23", "gpt2_ts17", "llama_bf16", "sd3_op18", "t5_op18", "whisper_op18")
+    for mesh, strategy in (({"tp": 2}, "auto"), ({"cp": 2}, "ring"), ({"tp": 2, "cp": 2}, "auto"))
+]  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("name", "mesh", "strategy"), SWEEP)
+def test_exported_models_compute_the_same_bits(name: str, mesh: Mapping[str, int], strategy: CpStrategy) -> None:
+    fixture = inputs.load(name)
+    results, counts = [], []
+    for skipped in (("fuse", "schedule"), ()):
+        options = Options(Mesh.of(**mesh), fixture.shapes(), {}, strategy, allow_replicated=True)
+        state = api.Compilation(fixture.path, options)
+        for stage in api.PIPELINE:
+            if stage.name not in skipped:
+                stage.run(state)
+        assert state.plan is not None
+        with Session(state.plan) as session:
+            results.append(session.run(None, fixture.make_inputs()))
+        counts.append(len(state.plan.programs[0].instructions))
+    for before, after in zip(*results):
+        np.testing.assert_array_equal(before, after)
+    assert counts[1] < counts[0]
