@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 import click
 
@@ -293,30 +293,49 @@ def _compile(
     """Compile, write the plan if there is a target, and show how it goes."""
     from onnxmesh.compiler.api import compile_model
 
-    with _progress(bool(given.get("quiet"))) as step:
-        compilation = compile_model(model, _options(given), dump=dump, progress=step)
+    with _progress(bool(given.get("quiet"))) as show:
+        compilation = compile_model(model, _options(given), dump=dump, progress=show)
         assert compilation.plan is not None
         if target is not None:
-            step("write")
-            compilation.plan.save(target, weights=weights)
+            show("write")
+            compilation.plan.save(target, weights=weights, progress=lambda done, total: show("write", done, total))
     if given.get("verbose"):
         for name, seconds in compilation.seconds.items():
             click.echo(f"{name:12} {seconds:8.3f} s", err=True)
     return compilation
 
 
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Where a compile is: one changing line on a terminal, plain lines elsewhere."""
-    if quiet:
-        yield lambda _: None
-    elif not sys.stderr.isatty():
-        yield lambda name: click.echo(f"compile: {name}", err=True)
-    else:
-        from rich.console import Console
+class _Show(Protocol):
+    def __call__(self, name: str, done: int | None = None, total: int | None = None) -> None:
+        """Say what is being done; `done` of `total` where that is known."""
 
-        with Console(stderr=True).status("compile") as status:
-            yield lambda name: status.update(f"compile: {name}")
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[_Show]:
+    """Where a compile is: a bar on a terminal, plain lines elsewhere."""
+    if quiet:
+        yield lambda name, done=None, total=None: None
+    elif sys.stderr.isatty():
+        with _bar() as show:
+            yield show
+    else:
+        yield lambda name, done=None, total=None: None if done else click.echo(f"compile: {name}", err=True)
+
+
+@contextmanager
+def _bar() -> Iterator[_Show]:
+    """A bar that moves while weights are written, and runs to and fro where nobody knows how long it takes."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("compile: {task.description:10}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def show(name: str, done: int | None = None, total: int | None = None) -> None:
+            progress.update(task, description=name, completed=done, total=total)
+
+        yield show
 
 
 def _show(result: Verification) -> None:

@@ -6,7 +6,7 @@ CPU; `after` names the instructions that one really waits for, so a backend with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -133,12 +133,16 @@ class Plan:
     report: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     source: Any = field(default=None, compare=False, repr=False)
 
-    def save(self, folder: str | Path, *, weights: bool = True) -> Plan:
+    def save(
+        self, folder: str | Path, *, weights: bool = True, progress: Callable[[int, int], None] | None = None
+    ) -> Plan:
         """Write the plan to a folder, beside and then renamed; `weights=False` writes it without them.
+
+        `progress` is told how many weights are written, of how many.
 
         Raises:
             PlanError: see onnxmesh.runtime.serialize.save.
         """
         from onnxmesh.runtime.serialize import save  # the types know nothing of files
 
-        return save(self, folder, self.source if weights else None, self.report)
+        return save(self, folder, self.source if weights else None, self.report, progress)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,11 +29,18 @@ from onnxmesh.runtime.validate import shard_key, validate, weight_entry
 _PLAN, _REPORT, _WEIGHTS = "plan.json", "report.json", "weights"
 
 
-def save(plan: Plan, folder: str | Path, fetch: Fetch | None = None, report: Mapping[str, Any] | None = None) -> Plan:
+def save(
+    plan: Plan,
+    folder: str | Path,
+    fetch: Fetch | None = None,
+    report: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Plan:
     """Write `plan` to `folder` and return it with the hashes of its shards.
 
     `fetch` reads the model's initialisers; without it the plan is written without weights. One tensor is in
-    memory at a time. The folder appears whole or not at all; an older plan there is replaced.
+    memory at a time. The folder appears whole or not at all; an older plan there is replaced. `progress` is told how
+    many weights are written, of how many.
 
     Raises:
         PlanError: the plan does not fit together, a weight differs from its declaration, the disk is full, or
@@ -44,7 +51,7 @@ def save(plan: Plan, folder: str | Path, fetch: Fetch | None = None, report: Map
     _check_target(target)
     content = json.dumps(planjson.plain(report or {}), indent=1, sort_keys=True).encode()
     with _disk_errors(target), _beside(target) as work:
-        shards = _write_weights(plan, work / _WEIGHTS, fetch) if fetch else [{} for _ in plan.weights]
+        shards = _write_weights(plan, work / _WEIGHTS, fetch, progress) if fetch else [{} for _ in plan.weights]
         done = replace(plan, weights=tuple(replace(w, shards=s) for w, s in zip(plan.weights, shards)))
         (work / _REPORT).write_bytes(content)
         (work / _PLAN).write_bytes(planjson.text(done, hashlib.sha256(content).hexdigest()))
@@ -178,7 +185,9 @@ def _entries(plan: Plan, key: str, pieces: Mapping[str, list[_Piece]] | None = N
     ]
 
 
-def _write_weights(plan: Plan, folder: Path, fetch: Fetch) -> list[dict[str, str]]:
+def _write_weights(
+    plan: Plan, folder: Path, fetch: Fetch, progress: Callable[[int, int], None] | None
+) -> list[dict[str, str]]:
     """Write every weight's shards; their hashes by key, in the order of the weights."""
     folder.mkdir()
     pieces = {weight.name: _pieces(weight, plan) for weight in plan.weights}
@@ -196,6 +205,8 @@ def _write_weights(plan: Plan, folder: Path, fetch: Fetch) -> list[dict[str, str
             }
         )
         del value
+        if progress is not None:
+            progress(len(hashes), len(plan.weights))
     for writer in writers.values():
         writer.close()
     return hashes
