@@ -8,7 +8,7 @@ what an op means.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -182,6 +182,7 @@ class Rule:
         localise: attributes that differ in the local view.
         flops: floating-point operations of the node as a whole; 0 for ops bound by memory.
         moves: false for ops that only rename bytes (views): they cost nothing.
+        samples: (signature, attributes) of nodes that the rule is proven with, as in compiler/ops/samples.py.
     """
 
     op: str
@@ -191,6 +192,7 @@ class Rule:
     localise: Localise | None = None
     flops: Flops | None = None
     moves: bool = True
+    samples: tuple[tuple[str, Mapping[str, Any]], ...] = ()
 
     def strategies(
         self, view: OpView, port: Port, placement: Placement, seen: Seen | None = None

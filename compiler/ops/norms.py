@@ -44,7 +44,7 @@ def one_axis(view: OpView) -> Factors:
 
 
 def channels(view: OpView) -> Factors:
-    """GroupNormalization, InstanceNormalization, BatchNormalization, LRN: the batch, and what is elementwise."""
+    """GroupNormalization, InstanceNormalization, BatchNormalization: the batch, and what is elementwise."""
     shape = view.ins[0]
     assert shape is not None
     by_channel = view.op in ("BatchNormalization", "InstanceNormalization")
@@ -57,6 +57,15 @@ def channels(view: OpView) -> Factors:
     return Factors((labels, *rest), (labels,))
 
 
+def neighbours(view: OpView) -> Factors:
+    """LRN: a statistic over neighbouring channels; everything else is elementwise."""
+    shape = view.ins[0]
+    assert shape is not None
+    labels: Labels = tuple(None if i == 1 else label for i, label in enumerate(numbered(shape)))
+    return Factors((labels,), (labels,))
+
+
 register("LayerNormalization", "RMSNormalization", factors=last_dims)
 register("Softmax", "LogSoftmax", "Hardmax", "CumSum", "CumProd", "TopK", "LpNormalization", factors=one_axis)
 register("GroupNormalization", "InstanceNormalization", "BatchNormalization", factors=channels)
+register("LRN", factors=neighbours, samples=(("f[2,12,6,4] -> f[2,12,6,4]", {"size": 3}),))

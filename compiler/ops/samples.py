@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from onnxmesh.compiler.ir.rule import find, names
 from onnxmesh.compiler.ops.elementwise import NARY, UNARY
 from onnxmesh.compiler.ops.reduce import OPS as REDUCTIONS
 
@@ -339,9 +340,20 @@ COLLECTIVES = [
 ]  # fmt: skip
 
 
+def declared() -> list[Sample]:
+    """Those that stand with their rule."""
+    return [
+        _sample(op, signature, **attrs)
+        for op in sorted(names())
+        if (found := find(op))
+        for signature, attrs in found.samples
+    ]
+
+
 def samples() -> list[Sample]:
     """All of them."""
-    return [*_elementwise(), *MATMUL, *POOL, *VIEWS, *NORMS, *_reductions(), *INDEXING, *ATTENTION, *COLLECTIVES]
+    listed = [*_elementwise(), *MATMUL, *POOL, *VIEWS, *NORMS, *_reductions(), *INDEXING, *ATTENTION, *COLLECTIVES]
+    return [*listed, *declared()]
 
 
 def by_op() -> Mapping[str, list[Sample]]:

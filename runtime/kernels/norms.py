@@ -82,6 +82,20 @@ def lp_normalization(call: Call, x: Array) -> Array:
     return rounded(call, x / xp.where(norm == 0, xp.ones_like(norm), norm))
 
 
+@kernel("LRN")
+def local_response_normalization(call: Call, x: Array) -> Array:
+    """x / (bias + alpha / size * sum of x^2 over `size` neighbouring channels) ^ beta, on x [n, c, ...]."""
+    xp, attrs, wider = call.xp, call.attrs, wide(call.xp, x)
+    size = attrs["size"]
+    before, channels = (size - 1) // 2, x.shape[1]
+    edges = [(0, 0)] * x.ndim
+    edges[1] = (before, size - 1 - before)
+    squares = xp.pad(wider * wider, edges)
+    total = sum(squares[:, i : i + channels] for i in range(size))
+    scale = attrs.get("bias", 1.0) + attrs.get("alpha", 1e-4) / size * total
+    return rounded(call, wider / scale ** attrs.get("beta", 0.75))
+
+
 def _standardise(xp: Any, x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Array, Array, Array]:
     """(x - mean, mean, 1 / sqrt(var + epsilon)) over `axes`."""
     mean = x.mean(axis=axes, keepdims=True)
