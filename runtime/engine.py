@@ -104,7 +104,7 @@ class Engine:
         if isinstance(item, Collective):
             return lambda: [execute(item, x, self.communicator, self._xp) for x in inputs]
         outs = tuple(TensorType(self._arrays[i].dtype, self._arrays[i].shape) for i in item.outs)
-        function, call = find(item.kernel), Call(self._xp, item.attrs, outs, self._coordinate)
+        function, call = find(item.kernel, self._xp.__name__), Call(self._xp, item.attrs, outs, self._coordinate)
 
         def launch() -> Any:
             results = function(call, *inputs)

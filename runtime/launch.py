@@ -1,4 +1,4 @@
-"""Run a plan once, as `onnxmesh run` does: all ranks in this process, or this process as one rank of an MPI job."""
+"""Run a plan once, as `onnxmesh run` does: all ranks from this process, or this process as one rank of a job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -18,8 +18,9 @@ from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Replicate
 from onnxmesh.runtime.plan import Plan
 from onnxmesh.runtime.recipe import Fetch
+from onnxmesh.runtime.rendezvous import World, find_place
 from onnxmesh.runtime.serialize import load
-from onnxmesh.runtime.session import Session
+from onnxmesh.runtime.session import Session, parse_device
 
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -58,7 +59,7 @@ class Result:
 def run(request: Request) -> Result:
     """Run a plan once and write its outputs.
 
-    As a rank of an MPI job all ranks call this. What goes wrong while they get ready is reported by the first rank
+    As a rank of a job all ranks call this. What goes wrong while they get ready is reported by the first rank
     that it happened to; the others leave with its exit code.
 
     Raises:
@@ -66,7 +67,10 @@ def run(request: Request) -> Result:
         InvalidArgument: the inputs are not those of the plan.
         RunError: a rank failed, or did not arrive in time; or the outputs cannot be written.
     """
-    return _run_rank(request) if launched() else _run_local(request)
+    if parse_device(request.device)[0] == "cuda":
+        place = find_place()
+        return _run_local(request) if place is None else _run_rank(request, _GpuJob(World(place, request.timeout)))
+    return _run_rank(request, _MpiJob()) if launched() else _run_local(request)
 
 
 def launched() -> bool:
@@ -96,33 +100,40 @@ def _run_local(request: Request) -> Result:
     return Result(0, plan.mesh.size, outputs, ready - start, done - ready)
 
 
-def _run_rank(request: Request) -> Result:
+def _run_rank(request: Request, job: _Job) -> Result:
+    try:
+        return _run_as(request, job)
+    finally:
+        job.close()
+
+
+def _run_as(request: Request, job: _Job) -> Result:
     start = time.perf_counter()
-    world = _world()
     communicator: Communicator | None = None
     error: Exception | None = None
     try:
         plan = load(request.plan)
-        _check_size(plan.mesh, world.size)
-        communicator = _communicator(plan.mesh, request.timeout)
+        _check_size(plan.mesh, job)
+        communicator = job.communicator(plan.mesh, request.timeout)
         session = _session(request, plan, communicator)
-        given = request.io == "all" or world.rank == 0
+        given = request.io == "all" or job.rank == 0
         feeds = session.check(_feeds(request, plan)) if given else {}
     except Exception as caught:
         error = caught
-    _agree(world, error)
+    _agree(job, error)
     assert communicator is not None
     ready = time.perf_counter()
     outputs = _named(plan, session.run(None, feeds))
     done = time.perf_counter()
     error = None
     try:
-        _write_rank(request, plan, outputs, world.rank)
+        _write_rank(request, plan, outputs, job.rank)
     except Exception as caught:
         error = caught
-    _agree(world, error)
+    _agree(job, error)
+    session.close()
     communicator.close()
-    return Result(world.rank, world.size, outputs, ready - start, done - ready)
+    return Result(job.rank, job.size, outputs, ready - start, done - ready)
 
 
 def _session(request: Request, plan: Plan, communicator: Communicator | None) -> Session:
@@ -163,39 +174,81 @@ def _write_rank(request: Request, plan: Plan, outputs: Mapping[str, np.ndarray],
         _write(request, outputs)
 
 
-# --- MPI ----------------------------------------------------------------------------------------------------
+# --- jobs of several processes --------------------------------------------------------------------------------
 
 
-def _world() -> Any:
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library was found
-        raise RunError(f"MPI is not available: {error}", hint="pip install 'onnxmesh[mpi]'") from error
-    return MPI.COMM_WORLD
+class _Job(Protocol):
+    """The ranks of a job before they have a communicator."""
+
+    rank: int
+    size: int
+    launcher: str
+
+    def allgather(self, value: int) -> list[int]: ...
+
+    def communicator(self, mesh: Mesh, timeout: float) -> Communicator: ...
+
+    def close(self) -> None: ...
 
 
-def _communicator(mesh: Mesh, timeout: float) -> Communicator:
-    from onnxmesh.runtime.mpi import MpiCommunicator
+class _MpiJob(_Job):
+    launcher = "MPI"
 
-    return MpiCommunicator(mesh, timeout)
+    def __init__(self) -> None:
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library was found
+            raise RunError(f"MPI is not available: {error}", hint="pip install 'onnxmesh[mpi]'") from error
+        self._world: Any = MPI.COMM_WORLD
+        self.rank, self.size = self._world.rank, self._world.size
+
+    def allgather(self, value: int) -> list[int]:
+        return list(self._world.allgather(value))
+
+    def communicator(self, mesh: Mesh, timeout: float) -> Communicator:
+        from onnxmesh.runtime.mpi import MpiCommunicator
+
+        return MpiCommunicator(mesh, timeout)
+
+    def close(self) -> None:
+        return None
 
 
-def _check_size(mesh: Mesh, size: int) -> None:
-    if mesh.size != size:
+class _GpuJob(_Job):
+    launcher = "the launcher"
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.rank, self.size = world.rank, world.size
+
+    def allgather(self, value: int) -> list[int]:
+        return self._world.allgather(value)
+
+    def communicator(self, mesh: Mesh, timeout: float) -> Communicator:
+        from onnxmesh.runtime.nccl import NcclCommunicator
+
+        return NcclCommunicator(mesh, self._world)
+
+    def close(self) -> None:
+        self._world.close()
+
+
+def _check_size(mesh: Mesh, job: _Job) -> None:
+    if mesh.size != job.size:
         raise PlanError(
-            f"the plan is for the mesh {mesh} of {mesh.size} ranks, but MPI started {size}",
-            hint=f"use mpirun -n {mesh.size}",
+            f"the plan is for the mesh {mesh} of {mesh.size} ranks, but {job.launcher} started {job.size}",
+            hint=f"start {mesh.size}, as with mpirun -n {mesh.size}",
         )
 
 
-def _agree(world: Any, error: Exception | None) -> None:
+def _agree(job: _Job, error: Exception | None) -> None:
     """Go on only if all ranks can. The first rank with an error raises it; the others leave with its exit code."""
-    codes = world.allgather(0 if error is None else getattr(error, "exit_code", 1))
+    codes = job.allgather(0 if error is None else getattr(error, "exit_code", 1))
     failed = [rank for rank, code in enumerate(codes) if code]
     if not failed:
         return
-    if error is None or world.rank != failed[0]:
+    if error is None or job.rank != failed[0]:
         raise SystemExit(codes[failed[0]])
     if len(failed) < len(codes) and isinstance(error, OnnxMeshError):
-        error.args = (f"rank {world.rank}: {error.args[0]}", *error.args[1:])
+        error.args = (f"rank {job.rank}: {error.args[0]}", *error.args[1:])
     raise error

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
 from onnxmesh.runtime.collectives import all_gather
-from onnxmesh.runtime.comm import Communicator
+from onnxmesh.runtime.comm import Array, Communicator
+from onnxmesh.runtime.device import Device, HostDevice
 from onnxmesh.runtime.dtypes import dtype, ort_type
 from onnxmesh.runtime.engine import Engine, Hook
 from onnxmesh.runtime.errors import InvalidArgument, PlanError, RunError
@@ -21,6 +22,9 @@ from onnxmesh.runtime.recipe import Fetch, cut_spec
 from onnxmesh.runtime.serialize import load, read_weights
 from onnxmesh.runtime.threads import ThreadRanks
 from onnxmesh.runtime.validate import validate
+
+if TYPE_CHECKING:
+    from onnxmesh.runtime.cuda.ranks import ProcessRanks
 
 Feeds = Mapping[str, Any]
 
@@ -37,12 +41,13 @@ class NodeArg:
 class Session:
     """A plan, ready to run. Use it in a `with`, or close it.
 
-    Without a communicator all ranks run as threads of this process. With one (MPI) this process is one rank, and
-    loads only its own shards; all ranks then call `run` together.
+    Without a communicator all ranks run as threads of this process or, on GPUs, as processes that it starts, one for
+    each GPU. With one (MPI, NCCL) this process is one rank, and loads only its own shards; all ranks then call `run`
+    together.
 
     Args:
         plan: a plan, or the folder of one.
-        device: `cpu`.
+        device: `cpu`, `cuda`, or as one rank `cuda:1`.
         weights: where the weights are, if not in the plan's folder: a plan's folder, or a function that reads the
             model's initialisers by name. A plan knows where it came from.
         communicator: this process's rank.
@@ -66,7 +71,7 @@ class Session:
         io: Literal["all", "root"] = "all",
         hooks: Callable[[int], Hook] | None = None,
     ) -> None:
-        _check_device(device)
+        kind, index = parse_device(device)
         if io not in ("all", "root"):
             raise InvalidArgument(f"io is 'all' or 'root', not {io!r}")
         self.plan = _checked_plan(plan) if isinstance(plan, Plan) else load(plan)
@@ -77,11 +82,20 @@ class Session:
         mesh = self.plan.mesh
         if communicator is not None and communicator.mesh != mesh:
             raise PlanError(f"the plan is for the mesh {mesh}, the ranks form {communicator.mesh}")
+        source = self._source(plan, weights)
+        self._threads: ThreadRanks | None = None
+        self._processes: ProcessRanks | None = None
+        self._engines: dict[int, Engine] = {}
+        if kind == "cuda" and communicator is None:
+            communicator = self._use_gpus(source, timeout)
+            if communicator is None:
+                return
+        self._device = _cuda_device(index, communicator) if kind == "cuda" else HostDevice()
         ranks = range(mesh.size) if communicator is None else [communicator.rank]
-        shards = read_weights(self._source(plan, weights), self.plan, [mesh.coordinate(r) for r in ranks])
+        shards = read_weights(source, self.plan, [mesh.coordinate(r) for r in ranks])
         self._threads = ThreadRanks(mesh, timeout) if communicator is None else None
         self._engines = {
-            rank: Engine(self._program, own, self._reach(rank), hook=hooks(rank) if hooks else None)
+            rank: self._device.engine(self._program, own, self._reach(rank), hooks(rank) if hooks else None)
             for rank, own in zip(ranks, shards)
         }
 
@@ -109,6 +123,8 @@ class Session:
         if self._communicator is not None:
             return self._run_rank(self._communicator, feeds, outputs)
         arrays = self.check(feeds)
+        if self._processes is not None:
+            return self._processes.run([port.name for port in outputs], arrays)
         assert self._threads is not None
         if self.io == "root":
             return self._threads.run(lambda comm: self._exchange(comm, arrays, outputs))[0]
@@ -131,9 +147,11 @@ class Session:
         return {name: _checked(port, feeds[name]) for name, port in ports.items()}
 
     def close(self) -> None:
-        """End the ranks' threads and let the memory go. May be called again. A given communicator stays open."""
+        """End the ranks and let the memory go. May be called again. A given communicator stays open."""
         self._closed = True
         self._engines = {}
+        if self._processes is not None:
+            self._processes.close()
         if self._threads is not None:
             self._threads.close()
 
@@ -154,6 +172,17 @@ class Session:
             raise PlanError("a plan that is not in a folder has no weights", hint="pass weights=")
         return _no_weights
 
+    def _use_gpus(self, source: Fetch | str | Path, timeout: float) -> Communicator | None:
+        """The communicator of this process if it is to be the only rank; else it starts a process for every rank."""
+        from onnxmesh.runtime.cuda.ranks import ProcessRanks
+        from onnxmesh.runtime.nccl import NcclCommunicator
+
+        if self.plan.mesh.size == 1:
+            self._communicator = NcclCommunicator(self.plan.mesh)
+            return self._communicator
+        self._processes = ProcessRanks(self.plan, source, timeout)
+        return None
+
     def _reach(self, rank: int) -> Communicator:
         if self._communicator is not None:
             return self._communicator
@@ -165,9 +194,10 @@ class Session:
         try:
             given = self.io == "all" or comm.rank == 0
             arrays = self.check(feeds) if given else {}
-            if self.io == "root":
-                return self._exchange(comm, arrays, outputs)
-            return [np.array(x) for x in self._compute(comm, arrays, outputs)]
+            with self._device.scope():
+                if self.io == "root":
+                    return self._exchange(comm, arrays, outputs)
+                return [self._device.get(x) for x in self._compute(comm, arrays, outputs)]
         except BaseException as error:
             comm.abort(error)
             raise
@@ -178,12 +208,12 @@ class Session:
         received = {}
         for port in self._program.inputs:
             x = arrays[port.name] if comm.rank == 0 else np.empty(port.shape, dtype(port.dtype))
-            received[port.name] = comm.broadcast(x, everyone)
+            received[port.name] = comm.broadcast(self._device.put(x), everyone)
         results = self._compute(comm, received, outputs)
-        whole = [_gathered(x, port.spec, comm) for x, port in zip(results, outputs)]
-        return [np.array(x) for x in whole] if comm.rank == 0 else []
+        whole = [_gathered(x, port.spec, comm, self._device.xp) for x, port in zip(results, outputs)]
+        return [self._device.get(x) for x in whole] if comm.rank == 0 else []
 
-    def _compute(self, comm: Communicator, arrays: Feeds, outputs: Sequence[Port]) -> list[np.ndarray]:
+    def _compute(self, comm: Communicator, arrays: Feeds, outputs: Sequence[Port]) -> list[Array]:
         """This rank's views of the outputs, in the engine's memory."""
         coordinate = comm.mesh.coordinate(comm.rank)
         inputs = [cut_spec(arrays[port.name], port.spec, comm.mesh, coordinate) for port in self._program.inputs]
@@ -209,11 +239,23 @@ def _checked_plan(plan: Plan) -> Plan:
     return plan
 
 
-def _check_device(device: str) -> None:
-    if device == "cuda":
-        raise RunError("the CUDA runtime is not part of this version", hint='use device="cpu"')
-    if device != "cpu":
-        raise RunError(f"unknown device {device!r}", hint='use device="cpu"')
+def parse_device(device: str) -> tuple[str, int | None]:
+    """(`cpu` or `cuda`, which GPU of this process if it says so). Raises RunError for any other."""
+    kind, colon, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not index.isdigit())):
+        raise RunError(f"unknown device {device!r}", hint='use device="cpu" or device="cuda"')
+    return kind, int(index) if colon else None
+
+
+def _cuda_device(index: int | None, communicator: Communicator | None) -> Device:
+    """The GPU of this rank: as many as there are on a host, in the order of the ranks on it."""
+    from onnxmesh.runtime.cuda.device import CudaDevice
+    from onnxmesh.runtime.nccl import NcclCommunicator
+
+    if not isinstance(communicator, NcclCommunicator):
+        raise RunError("ranks on GPUs need an NcclCommunicator")
+    own = communicator.groups.world.local_rank if index is None else index
+    return CudaDevice(own, communicator.groups)
 
 
 def _no_weights(name: str) -> np.ndarray:
@@ -244,11 +286,11 @@ def _join_spec(pieces: Mapping[int, np.ndarray], rank: int, spec: Spec, mesh: Me
     return join(parts, placement, np)
 
 
-def _gathered(x: np.ndarray, spec: Spec, comm: Communicator) -> np.ndarray:
+def _gathered(x: Array, spec: Spec, comm: Communicator, xp: Any) -> Array:
     """The same by sending: every rank gets the global tensor."""
     for axis, placement in reversed(spec):
         if isinstance(placement, Shard):
-            x = all_gather(x, axis, placement, comm, np)
+            x = all_gather(x, axis, placement, comm, xp)
         elif isinstance(placement, Partial):
             x = comm.all_reduce(x, axis, placement.op)
     return x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -188,11 +189,17 @@ def test_hooks_see_every_rank_s_instructions() -> None:
     assert sorted(seen) == [(rank, index) for rank in range(4) for index in range(5)]
 
 
+@pytest.mark.skipif(find_spec("cupy") is not None, reason="CuPy is installed")
+@pytest.mark.parametrize("mesh", [Mesh.of(), MESH], ids=str)
+def test_without_cupy_a_user_is_told_what_to_install(mesh: Mesh) -> None:
+    with pytest.raises(RunError, match=r"CUDA needs CuPy.*pip install 'onnxmesh\[cuda13\]'"):
+        Session(plan(mesh), device="cuda", weights=MODEL.__getitem__)
+
+
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(RunError, match="the CUDA runtime is not part of this version"):
-        Session(plan(), device="cuda", weights=MODEL.__getitem__)
-    with pytest.raises(RunError, match="unknown device 'tpu'"):
-        Session(plan(), device="tpu", weights=MODEL.__getitem__)
+    for device in ("tpu", "cpu:1", "cuda:x"):
+        with pytest.raises(RunError, match=f"unknown device '{device}'"):
+            Session(plan(), device=device, weights=MODEL.__getitem__)
     with pytest.raises(InvalidArgument, match="io is"):
         Session(plan(), weights=MODEL.__getitem__, io="none")  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="has no weights"):

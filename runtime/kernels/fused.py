@@ -152,7 +152,7 @@ def _run(call: Call, step: Step, arrays: Sequence[Array | None]) -> Array:
         return call.xp.asarray(step.attrs["value"], dtype(step.attrs["dtype"]))
     given = [x for x in arrays if x is not None]
     out = TensorType(result_dtype(step.op, step.attrs, [x.dtype for x in given]), _shape(call.xp, step.op, given))
-    result = find(step.op)(Call(call.xp, step.attrs, (out,), call.coordinate), *arrays)
+    result = find(step.op, call.xp.__name__)(Call(call.xp, step.attrs, (out,), call.coordinate), *arrays)
     return result[0] if isinstance(result, tuple) else result
 
 

@@ -1,0 +1,371 @@
+"""Ranks as processes with a GPU each: the collectives over NCCL, on CuPy arrays.
+
+Everything is enqueued on CuPy's current stream and allocated from its current pool, so it can be captured in a CUDA
+graph. NCCL has no all-to-all, gather and scatter: they are grouped sends and receives, as its guide says
+(https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/usage/p2p.html). Data is moved as bytes.
+
+NCCL's minimum and maximum of floats lose NaN, so these are gathered and reduced here. Sums of float16 and bfloat16
+are NCCL's own: every rank gets the same bits, but the order of summation is not the group's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import reduce
+from types import TracebackType
+from typing import Any, Self
+
+from onnxmesh.runtime.comm import Array, Axis, Communicator, PeerFailed, check_reduction, resolve_group
+from onnxmesh.runtime.cuda.device import import_cupy
+from onnxmesh.runtime.dtypes import is_narrow
+from onnxmesh.runtime.errors import RunError
+from onnxmesh.runtime.mesh import Mesh
+from onnxmesh.runtime.rendezvous import World
+
+_TYPES = {
+    **{"float64": "FLOAT64", "float32": "FLOAT32", "float16": "FLOAT16", "bfloat16": "BFLOAT16"},
+    **{"int64": "INT64", "int32": "INT32", "int8": "INT8", "uint8": "UINT8", "bool": "UINT8"},
+}
+_UFUNCS = {"sum": "add", "avg": "add", "prod": "multiply", "min": "minimum", "max": "maximum"}
+_GRACE = 5.0
+"""Seconds from the moment the communicators are aborted to the moment the process is ended."""
+
+
+class NcclGroups:
+    """NCCL's communicators of one process, one for each group of ranks, made when first used.
+
+    A watchdog aborts them all when another rank fails, or when `guard` lasts longer than the world's timeout.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.failure: Exception | None = None
+        self._communicators: dict[tuple[int, ...], Any] = {}
+        self._deadline: float | None = None
+        self._closed = threading.Event()
+        if world.store is not None:
+            world.store.watch(self.abort)
+            threading.Thread(target=self._watch, name="onnxmesh-watchdog", daemon=True).start()
+
+    def of(self, group: tuple[int, ...]) -> Any:
+        """The communicator of `group`; all its ranks ask for it together.
+
+        Raises:
+            PeerFailed: another rank has failed.
+            RunError: NCCL cannot connect the ranks.
+        """
+        self.check()
+        if group not in self._communicators:
+            self._communicators[group] = self._connect(group)
+        return self._communicators[group]
+
+    def check(self) -> None:
+        """Raise what the communicators were aborted for, if they were."""
+        if self.failure is not None:
+            raise self.failure
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Within it the GPU is waited for, and no longer than the timeout."""
+        self.check()
+        self._deadline = time.monotonic() + self.world.timeout
+        try:
+            yield
+        finally:
+            self._deadline = None
+        self.check()
+
+    def abort(self, failure: Exception) -> None:
+        """End all communication because of `failure`; what waits for it returns."""
+        if self.failure is not None or self._closed.is_set():
+            return
+        self.failure = failure
+        threading.Thread(target=self._end_process, args=(failure,), daemon=True).start()
+        for communicator in list(self._communicators.values()):
+            with suppress(Exception):
+                communicator.abort()
+
+    def close(self) -> None:
+        """Let the communicators go; graphs that hold their work must be gone before. May be called again."""
+        self._closed.set()
+        if self.failure is None:
+            for communicator in self._communicators.values():
+                communicator.destroy()
+        self._communicators.clear()
+
+    def _connect(self, group: tuple[int, ...]) -> Any:
+        cupy, store = import_cupy(), self.world.store
+        nccl = cupy.cuda.nccl
+        assert store is not None
+        key, position = f"nccl/{','.join(map(str, group))}", group.index(self.world.rank)
+        if position == 0:
+            store.set(key, bytes(x & 0xFF for x in nccl.get_unique_id()).hex())
+        identity: Any = bytes.fromhex(store.get(key, f"rank {group[0]}"))
+        if int(cupy.__version__.partition(".")[0]) < 14:  # there it is a tuple of signed chars
+            identity = tuple(x - 256 if x > 127 else x for x in identity)
+        try:
+            with self.guard():
+                return nccl.NcclCommunicator(len(group), identity, position)
+        except nccl.NcclError as error:
+            raise RunError(f"NCCL cannot connect ranks {group}: {error}") from error
+
+    def _watch(self) -> None:
+        while not self._closed.wait(0.2):
+            deadline = self._deadline
+            if deadline is not None and time.monotonic() > deadline:
+                error = RunError(
+                    f"rank {self.world.rank} waited {self.world.timeout:g} s for its GPU",
+                    hint="another rank hangs or has left the program; if it is only slow, raise the timeout",
+                )
+                if self.world.store is not None:
+                    self.world.store.fail(error)
+                self.abort(error)
+
+    def _end_process(self, failure: Exception) -> None:
+        """NCCL's abort may itself hang: nobody survives a failed run for long."""
+        time.sleep(_GRACE)
+        if self._deadline is not None and not self._closed.is_set():
+            print(f"onnxmesh: rank {self.world.rank} ends: {failure}", file=sys.stderr, flush=True)
+            os._exit(getattr(failure, "exit_code", 1))
+
+
+class NcclCommunicator(Communicator):
+    """This process's rank. Leaving a `with` block closes it, or aborts it if an exception ended the block.
+
+    Args:
+        mesh: how the world's ranks are arranged.
+        world: all ranks; None on a mesh of one.
+        groups: the connections of another mesh of the same world, to share them.
+
+    Raises ValueError if the mesh is of another size than the world.
+    """
+
+    def __init__(self, mesh: Mesh, world: World | None = None, groups: NcclGroups | None = None) -> None:
+        self.groups = groups or NcclGroups(world or World())
+        if mesh.size != self.groups.world.size:
+            raise ValueError(f"mesh {mesh} has {mesh.size} ranks, the world {self.groups.world.size}")
+        self.mesh = mesh
+        self.rank = self.groups.world.rank
+        self._xp = import_cupy()
+        self._nccl = self._xp.cuda.nccl
+
+    def on(self, mesh: Mesh) -> NcclCommunicator:
+        """The same ranks as another mesh, over the same connections."""
+        return NcclCommunicator(mesh, groups=self.groups)
+
+    def all_reduce(self, x: Array, axis: Axis, op: str = "sum") -> Array:
+        check_reduction(op, x.dtype.name)
+        group, x = self._group(axis), self._xp.ascontiguousarray(x)
+        if len(group) == 1:
+            return x.copy()
+        if not _is_native(op, x):
+            return self._reduced(op, self._gathered(x, group))
+        out = self._xp.empty_like(x)
+        if x.size:
+            kind, operation = self._kinds(op, x)
+            self.groups.of(group).allReduce(x.data.ptr, out.data.ptr, x.size, kind, operation, self._stream())
+        return out
+
+    def reduce_scatter(self, x: Array, axis: Axis, op: str = "sum", dim: int = 0) -> Array:
+        check_reduction(op, x.dtype.name)
+        group = self._group(axis)
+        pieces = self._pieces(x, len(group), dim)
+        if len(group) == 1:
+            return pieces[0].copy()
+        if not _is_native(op, x):
+            return self._reduced(op, self._exchanged(pieces, group))
+        out = self._xp.empty_like(pieces[0])
+        if out.size:
+            kind, operation = self._kinds(op, x)
+            communicator = self.groups.of(group)
+            communicator.reduceScatter(pieces.data.ptr, out.data.ptr, out.size, kind, operation, self._stream())
+        return out
+
+    def all_gather(self, x: Array, axis: Axis, dim: int = 0) -> Array:
+        _check_dim(x, dim)
+        return self._joined(self._gathered(self._xp.ascontiguousarray(x), self._group(axis)), dim)
+
+    def all_to_all(self, x: Array, axis: Axis, split_dim: int = 0, concat_dim: int = 0) -> Array:
+        _check_dim(x, concat_dim)
+        group = self._group(axis)
+        return self._joined(self._exchanged(self._pieces(x, len(group), split_dim), group), concat_dim)
+
+    def broadcast(self, x: Array, axis: Axis, root: int = 0) -> Array:
+        group, x = self._group(axis), self._xp.ascontiguousarray(x)
+        self._is_root(group, root)
+        out = x.copy()
+        if len(group) > 1 and x.size:
+            kind = self._nccl.NCCL_UINT8
+            self.groups.of(group).broadcast(x.data.ptr, out.data.ptr, x.nbytes, kind, root, self._stream())
+        return out
+
+    def reduce(self, x: Array, axis: Axis, op: str = "sum", root: int = 0) -> Array | None:
+        check_reduction(op, x.dtype.name)
+        group, x = self._group(axis), self._xp.ascontiguousarray(x)
+        is_root = self._is_root(group, root)
+        if len(group) > 1 and x.size and _is_native(op, x):
+            out, (kind, operation) = self._xp.empty_like(x), self._kinds(op, x)
+            communicator = self.groups.of(group)
+            communicator.reduce(x.data.ptr, out.data.ptr, x.size, kind, operation, root, self._stream())
+            return out if is_root else None
+        pieces = self._collected(x, group, root)
+        return None if pieces is None else self._reduced(op, pieces)
+
+    def gather(self, x: Array, axis: Axis, root: int = 0, dim: int = 0) -> Array | None:
+        _check_dim(x, dim)
+        group = self._group(axis)
+        self._is_root(group, root)
+        pieces = self._collected(self._xp.ascontiguousarray(x), group, root)
+        return None if pieces is None else self._joined(pieces, dim)
+
+    def scatter(self, x: Array | None, axis: Axis, root: int = 0, dim: int = 0, like: Array | None = None) -> Array:
+        group = self._group(axis)
+        is_root = self._is_root(group, root)
+        given = x if is_root else like
+        if given is None:
+            raise ValueError("scatter needs x on the root, and like (shape and dtype) on the other ranks")
+        if not is_root:
+            piece = self._xp.empty(given.shape, given.dtype)
+            self._transfer(group, {}, {root: piece})
+            return piece
+        pieces = self._pieces(given, len(group), dim)
+        self._transfer(group, {i: piece for i, piece in enumerate(pieces) if i != root}, {})
+        return pieces[root].copy()
+
+    def shift(self, x: Array, axis: Axis, offset: int = 1) -> Array:
+        group, x = self._group(axis), self._xp.ascontiguousarray(x)
+        size, here = len(group), group.index(self.rank)
+        if offset % size == 0:
+            return x.copy()
+        out = self._xp.empty_like(x)
+        self._transfer(group, {(here + offset) % size: x}, {(here - offset) % size: out})
+        return out
+
+    def barrier(self, axis: Axis | None = None) -> None:
+        everyone = tuple(range(self.mesh.size))
+        self.all_reduce(self._xp.zeros(1, self._xp.uint8), everyone if axis is None else axis)
+        with self.groups.guard():
+            self._xp.cuda.get_current_stream().synchronize()
+
+    def close(self) -> None:
+        self.groups.close()
+
+    def abort(self, error: BaseException) -> None:
+        """Tell the other ranks, and end this one's communication."""
+        store = self.groups.world.store
+        if store is not None and not isinstance(error, PeerFailed):
+            store.fail(error)
+        self.groups.abort(error if isinstance(error, Exception) else RunError(repr(error)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.abort(error)
+        self.close()
+
+    def _group(self, axis: Axis) -> tuple[int, ...]:
+        return resolve_group(self.mesh, self.rank, axis)
+
+    def _is_root(self, group: tuple[int, ...], root: int) -> bool:
+        if not 0 <= root < len(group):
+            raise ValueError(f"root {root} is not a position in the group of ranks {group}")
+        return group[root] == self.rank
+
+    def _stream(self) -> int:
+        return int(self._xp.cuda.get_current_stream().ptr)
+
+    def _kinds(self, op: str, x: Array) -> tuple[int, int]:
+        """NCCL's numbers for the dtype and the reduction."""
+        return getattr(self._nccl, f"NCCL_{_TYPES[x.dtype.name]}"), getattr(self._nccl, f"NCCL_{op.upper()}")
+
+    def _pieces(self, x: Array, count: int, dim: int) -> Array:
+        """x cut along `dim` into pieces, one after another in memory: [count, *piece]."""
+        _check_dim(x, dim)
+        if x.shape[dim] % count:
+            raise ValueError(f"dim {dim} of shape {list(x.shape)} does not divide among {count} ranks")
+        dim %= x.ndim
+        cut = x.reshape(*x.shape[:dim], count, x.shape[dim] // count, *x.shape[dim + 1 :])
+        return self._xp.ascontiguousarray(self._xp.moveaxis(cut, dim, 0))
+
+    def _joined(self, pieces: Array, dim: int) -> Array:
+        """The inverse of `_pieces`."""
+        dim %= pieces.ndim - 1
+        whole = self._xp.ascontiguousarray(self._xp.moveaxis(pieces, 0, dim))
+        return (
+            whole.reshape(*whole.shape[:dim], -1, *whole.shape[dim + 2 :]) if whole.size else self._empty(pieces, dim)
+        )
+
+    def _empty(self, pieces: Array, dim: int) -> Array:
+        shape = list(pieces.shape[1:])
+        shape[dim] *= len(pieces)
+        return self._xp.empty(shape, pieces.dtype)
+
+    def _reduced(self, op: str, pieces: Array) -> Array:
+        """The pieces [count, ...] reduced from first to last, narrow floats in float32."""
+        xp = self._xp
+        parts = [piece.astype(xp.float32) if is_narrow(pieces.dtype) else piece for piece in pieces]
+        total = reduce(getattr(xp, _UFUNCS[op]), parts)
+        return (total / len(parts) if op == "avg" else total).astype(pieces.dtype)
+
+    def _gathered(self, x: Array, group: tuple[int, ...]) -> Array:
+        """All ranks' x: [count, *x]."""
+        out = self._xp.empty((len(group), *x.shape), x.dtype)
+        if len(group) == 1:
+            out[0] = x
+        elif x.size:
+            kind = self._nccl.NCCL_UINT8
+            self.groups.of(group).allGather(x.data.ptr, out.data.ptr, x.nbytes, kind, self._stream())
+        return out
+
+    def _exchanged(self, pieces: Array, group: tuple[int, ...]) -> Array:
+        """What every rank has for this one, where `pieces` are for every rank: both [count, *piece]."""
+        out, here = self._xp.empty_like(pieces), group.index(self.rank)
+        out[here] = pieces[here]
+        others = [i for i in range(len(group)) if i != here]
+        self._transfer(group, {i: pieces[i] for i in others}, {i: out[i] for i in others})
+        return out
+
+    def _collected(self, x: Array, group: tuple[int, ...], root: int) -> Array | None:
+        """On the root all ranks' x: [count, *x]."""
+        if group[root] != self.rank:
+            self._transfer(group, {root: x}, {})
+            return None
+        out = self._xp.empty((len(group), *x.shape), x.dtype)
+        out[root] = x
+        self._transfer(group, {}, {i: out[i] for i in range(len(group)) if i != root})
+        return out
+
+    def _transfer(self, group: tuple[int, ...], sends: dict[int, Array], receives: dict[int, Array]) -> None:
+        """Send to and receive from positions of the group, all at once."""
+        parcels: Sequence[Array] = [*sends.values(), *receives.values()]
+        if not parcels or not parcels[0].size:
+            return
+        communicator, kind, stream = self.groups.of(group), self._nccl.NCCL_UINT8, self._stream()
+        self._nccl.groupStart()
+        try:
+            for position, parcel in sends.items():
+                communicator.send(parcel.data.ptr, parcel.nbytes, kind, position, stream)
+            for position, parcel in receives.items():
+                communicator.recv(parcel.data.ptr, parcel.nbytes, kind, position, stream)
+        finally:
+            self._nccl.groupEnd()
+
+
+def _is_native(op: str, x: Array) -> bool:
+    """Whether NCCL's own reduction means what REDUCTIONS says."""
+    is_float = x.dtype.kind == "f" or is_narrow(x.dtype)
+    return x.dtype.name in _TYPES and not (is_float and op in ("min", "max"))
+
+
+def _check_dim(x: Array, dim: int) -> None:
+    if not -len(x.shape) <= dim < len(x.shape):
+        raise ValueError(f"no dim {dim} in shape {list(x.shape)}")

@@ -1,0 +1,311 @@
+"""How ranks find each other: their place, from the environment, and a small key-value store over TCP.
+
+The store carries text only, as JSON (see runtime/frames.py). It also notices ranks that die: a connection that ends
+without a goodbye is a failure, and every rank that waits, or watches, is told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Self
+
+from onnxmesh.runtime import frames
+from onnxmesh.runtime.comm import PeerFailed
+from onnxmesh.runtime.errors import RunError
+
+PORT = 29417
+"""Where the store listens if nothing says so."""
+
+_AGENT_STORE_OFFSET = 17
+_VARIABLES = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun, and by convention everything
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),  # MPICH and its kin
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # srun; not a batch script itself
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among the ranks, and where their store is."""
+
+    rank: int
+    size: int
+    local_rank: int
+    host: str
+    port: int
+
+
+def find_place(environ: Mapping[str, str] = os.environ) -> Place | None:
+    """What a launcher (torchrun, mpirun, srun) says in the environment; None if there is none.
+
+    Raises:
+        RunError: the variables hold no numbers, or a rank that is not there.
+    """
+    for names in _VARIABLES:
+        if names[0] in environ and names[1] in environ:
+            rank, size = (_number(environ, name) for name in names[:2])
+            local = _number(environ, names[2]) if names[2] in environ else rank
+            if not 0 <= rank < size:
+                raise RunError(f"{names[0]}={rank} is not a rank of {names[1]}={size}")
+            return Place(rank, size, local, _host(environ), _port(environ))
+    return None
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    if not environ[name].isdigit():
+        raise RunError(f"{name}={environ[name]!r} is not a number")
+    return int(environ[name])
+
+
+def _host(environ: Mapping[str, str]) -> str:
+    """MASTER_ADDR; else the first of Slurm's nodes (`gpu[03-07],x` starts with gpu03); else this host."""
+    nodes = environ.get("SLURM_STEP_NODELIST", environ.get("SLURM_JOB_NODELIST", ""))
+    first = re.match(r"([^\[,]+)(?:\[(\w+))?", nodes)
+    default = "".join(part or "" for part in first.groups()) if first else "127.0.0.1"
+    return environ.get("MASTER_ADDR", default)
+
+
+def _port(environ: Mapping[str, str]) -> int:
+    """MASTER_PORT; torchrun's agent listens there itself, so under it the store takes a port further on."""
+    port = _number(environ, "MASTER_PORT") if "MASTER_PORT" in environ else PORT
+    return port + _AGENT_STORE_OFFSET if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else port
+
+
+class StoreServer:
+    """Holds the keys. Runs in threads of rank 0, or of the process that started the ranks."""
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._values: dict[str, str] = {}
+        self._present = 0
+        self._changed = threading.Condition()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, port), family=family, backlog=1024)
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, name="onnxmesh-store", daemon=True).start()
+
+    def fail(self, rank: int, error: str) -> None:
+        """Tell all ranks that one has failed; only the first failure counts."""
+        with self._changed:
+            self._values.setdefault("failure", f"{rank} {error}")
+            self._changed.notify_all()
+
+    def close(self, linger: float = 0.0) -> None:
+        """Stop listening, once the ranks have left, but after `linger` seconds at most."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._present, linger)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                connection, _ = self._listener.accept()
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        rank: int | None = None
+        with connection, suppress(OSError, KeyError, TypeError, ValueError):
+            while (frame := frames.receive(connection)) is not None:
+                request = frame[0]
+                if request["op"] == "hello":
+                    rank = int(request["rank"])
+                    self._count(1)
+                elif request["op"] == "bye" and rank is not None:
+                    self._count(-1)
+                    rank = None
+                frames.send(connection, self._answer(request))
+        if rank is not None:
+            self.fail(rank, "its process ended")
+            self._count(-1)
+
+    def _answer(self, request: frames.Header) -> frames.Header:
+        if request["op"] == "set":
+            with self._changed:
+                self._values[str(request["key"])] = str(request["value"])
+                self._changed.notify_all()
+        elif request["op"] == "fail":
+            self.fail(int(request["rank"]), str(request["error"]))
+        elif request["op"] == "get":
+            return self._get(str(request["key"]), float(request["timeout"]))
+        return {}
+
+    def _get(self, key: str, timeout: float) -> frames.Header:
+        with self._changed:
+            self._changed.wait_for(lambda: key in self._values or "failure" in self._values, timeout)
+            if key in self._values:
+                return {"value": self._values[key]}
+            return {"failure": self._values["failure"]} if "failure" in self._values else {}
+
+    def _count(self, change: int) -> None:
+        with self._changed:
+            self._present += change
+            self._changed.notify_all()
+
+
+class Store:
+    """One rank's connection to the store.
+
+    Raises:
+        RunError: nothing answers at the address within `timeout` seconds.
+    """
+
+    def __init__(self, host: str, port: int, rank: int, timeout: float = 60.0) -> None:
+        self.rank, self.timeout = rank, timeout
+        self._address = (host, port)
+        self._lock = threading.Lock()
+        self._socket = _connect(host, port, timeout)
+        self._closed = False
+        self._watcher: socket.socket | None = None
+        self._ask({"op": "hello", "rank": rank})
+
+    def set(self, key: str, value: str) -> None:
+        """Give a key its value."""
+        self._ask({"op": "set", "key": key, "value": value})
+
+    def get(self, key: str, who: str = "another rank") -> str:
+        """The value of a key, as soon as there is one.
+
+        Raises:
+            PeerFailed: another rank has failed.
+            RunError: nobody has set it in time; the message says that `who` is missing.
+        """
+        answer = self._ask({"op": "get", "key": key, "timeout": self.timeout})
+        if "value" in answer:
+            return str(answer["value"])
+        if "failure" in answer:
+            raise _failure(answer["failure"])
+        raise RunError(
+            f"rank {self.rank} waited {self.timeout:g} s for {who} in vain",
+            hint="have all ranks been started? if one is only slow, raise the timeout",
+        )
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the other ranks that this one has failed; over a connection of its own, since another may be waiting."""
+        text = f"{type(error).__name__}: {error}"
+        with suppress(OSError, RunError), _connect(*self._address, 1.0) as connection:
+            frames.send(connection, {"op": "fail", "rank": self.rank, "error": text})
+            frames.receive(connection)
+
+    def watch(self, callback: Callable[[PeerFailed], None]) -> None:
+        """Call `callback` from another thread when a rank fails or the store is gone."""
+        self._watcher = _connect(*self._address, self.timeout)
+        threading.Thread(target=self._watch, args=(self._watcher, callback), daemon=True).start()
+
+    def close(self) -> None:
+        """Say goodbye. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        with suppress(PeerFailed):
+            self._ask({"op": "bye"})
+        for connection in (self._socket, self._watcher):
+            if connection is not None:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+                connection.close()
+
+    def _watch(self, connection: socket.socket, callback: Callable[[PeerFailed], None]) -> None:
+        failure = "-1 the rank that holds the store has ended"
+        with suppress(OSError):
+            while not self._closed:
+                frames.send(connection, {"op": "get", "key": "", "timeout": 3600})
+                frame = frames.receive(connection)
+                if frame is None or "failure" in frame[0]:
+                    failure = frame[0]["failure"] if frame else failure
+                    break
+        if not self._closed:
+            callback(_failure(failure))
+
+    def _ask(self, request: frames.Header) -> frames.Header:
+        try:
+            with self._lock:
+                frames.send(self._socket, request)
+                frame = frames.receive(self._socket)
+        except OSError:
+            frame = None
+        if frame is None:
+            raise PeerFailed(0, "its store is gone")
+        return frame[0]
+
+
+def _connect(host: str, port: int, timeout: float) -> socket.socket:
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            connection = socket.create_connection((host, port), timeout=max(0.1, end - time.monotonic()))
+        except OSError as error:
+            if time.monotonic() >= end:
+                raise RunError(
+                    f"rank 0 does not answer at {host}:{port}: {error}",
+                    hint="have all ranks been started? MASTER_ADDR and MASTER_PORT say where rank 0 is",
+                ) from error
+            time.sleep(0.05)
+        else:
+            connection.settimeout(None)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return connection
+
+
+def _failure(text: str) -> PeerFailed:
+    rank, _, error = text.partition(" ")
+    return PeerFailed(int(rank), error)
+
+
+class World:
+    """All ranks of a job, met over a store. Without a place it is a world of one.
+
+    With `serve` rank 0 holds the store; else the process that started the ranks does.
+    """
+
+    def __init__(self, place: Place | None = None, timeout: float = 60.0, *, serve: bool = True) -> None:
+        self.rank, self.size, self.local_rank = (place.rank, place.size, place.local_rank) if place else (0, 1, 0)
+        self.timeout = timeout
+        self.store: Store | None = None
+        self._server: StoreServer | None = None
+        self._met = 0
+        if place is None or place.size == 1:
+            return
+        if serve and place.rank == 0:
+            self._server = _serve(place)
+        self.store = Store(place.host, place.port, place.rank, timeout)
+
+    def allgather(self, value: Any) -> list[Any]:
+        """Every rank's value (JSON data), by rank. Raises as `Store.get`."""
+        if self.store is None:
+            return [value]
+        self._met += 1
+        self.store.set(f"all/{self._met}/{self.rank}", json.dumps(value))
+        return [json.loads(self.store.get(f"all/{self._met}/{rank}", f"rank {rank}")) for rank in range(self.size)]
+
+    def close(self) -> None:
+        """Leave. The rank that holds the store waits a moment for the others."""
+        if self.store is not None:
+            self.store.close()
+        if self._server is not None:
+            self._server.close(linger=5.0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _serve(place: Place) -> StoreServer:
+    """The store, on this host alone if it is a local address."""
+    local = place.host in ("127.0.0.1", "localhost")
+    try:
+        return StoreServer("127.0.0.1" if local else "", place.port)
+    except OSError as error:
+        raise RunError(
+            f"port {place.port} cannot be opened: {error.strerror}", hint="set another MASTER_PORT"
+        ) from error
