@@ -42,13 +42,13 @@ def expand(view: OpView) -> Factors:
 def _variants(sizes: Sequence[int], known: int, cut: Segments, ranks: int) -> Iterable[list[Segments]]:
     """Cuts for all pieces of a dim when that of piece `known` is given.
 
-    The others take their natural cut, or are whole; or pieces of the same size are cut alike (k and v heads that
-    several ranks share).
+    The others take their natural cut, or are whole. Pieces of the same size are also cut alike (k and v heads that
+    several ranks share); they are never whole beside one that is cut, which would only multiply the choices.
     """
     others = [algebra.natural(size, ranks) for size in sizes]
     first = [(cuts[-1] if cuts else algebra.whole(size, ranks)) for cuts, size in zip(others, sizes)]
     second = [cuts[0] if cuts and len(cuts) == 1 else algebra.whole(size, ranks) for cuts, size in zip(others, sizes)]
-    third = [algebra.whole(size, ranks) for size in sizes]
+    third = [cut if size == sizes[known] else algebra.whole(size, ranks) for size in sizes]
     alike = [cut if size == sizes[known] else some for some, size in zip(first, sizes)]
     seen = []
     for variant in (first, second, third, alike):
