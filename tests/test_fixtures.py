@@ -24,17 +24,12 @@ ODD_CASES = (
 )
 ODD = [name for name in fixtures.names() if fixtures.load(name).odd]
 
-# Where an axis divides less than its heads promise, and why, by (model, axis) or (model, axis, ranks).
-MODULATION = "the modulation's weights are cut in one of their segments only; the others are on both ranks"
-UNDIVIDED: dict[tuple[str, ...], str] = {
+# Where an axis divides less than its heads promise, and why, by (model, axis).
+UNDIVIDED: dict[tuple[str, str], str] = {
     ("llama_decode", "cp"): "one new token is no sequence: only attention, over the past, is divided",
     ("llama_grow", "cp"): "one new token is no sequence: only attention, over the past, is divided",
     ("whisper", "cp"): "the windows of its convolutions overlap, so they run whole",
     ("mixtral", "tp"): "weights that are looked up by expert are gathered, and their products run whole",
-    ("flux", "tp", "2"): MODULATION,
-    ("flux2", "tp", "2"): MODULATION,
-    ("flux_text", "tp", "2"): MODULATION,
-    ("sd3", "tp", "2"): MODULATION,
 }
 
 
@@ -87,4 +82,4 @@ def is_divided(found: Shares) -> bool:
 
 def undivided(model: str, found: Shares) -> str | None:
     """Why an axis is known to divide less of a model."""
-    return UNDIVIDED.get((model, found.axis)) or UNDIVIDED.get((model, found.axis, str(found.ranks)))
+    return UNDIVIDED.get((model, found.axis))
