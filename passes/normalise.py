@@ -16,13 +16,14 @@ from onnxmesh.passes.fold import fold
 from onnxmesh.passes.infer import DOMAIN, NORMAL_OPSET
 from onnxmesh.passes.normalise_attention import ATTENTION_RULES
 from onnxmesh.passes.normalise_constants import to_recipe
+from onnxmesh.passes.normalise_indexing import INDEXING_RULES
 from onnxmesh.passes.normalise_noops import drop_noop
 from onnxmesh.passes.normalise_ops import RULES
 
 SOURCES = "sources"
 """`graph.meta` key: the tensors of the model's initialisers that recipes read, by name."""
 
-ALL_RULES = {**RULES, **ATTENTION_RULES}
+ALL_RULES = {**RULES, **INDEXING_RULES, **ATTENTION_RULES}
 
 
 def normalise(model: ir.Model) -> ir.Model:

@@ -29,7 +29,6 @@ UNDIVIDED: dict[tuple[str, str], str] = {
     ("llama_decode", "cp"): "one new token is no sequence: only attention, over the past, is divided",
     ("llama_grow", "cp"): "one new token is no sequence: only attention, over the past, is divided",
     ("whisper", "cp"): "the windows of its convolutions overlap, so they run whole",
-    ("mixtral", "tp"): "weights that are looked up by expert are gathered, and their products run whole",
 }
 
 
