@@ -76,6 +76,10 @@ class Engine:
         """The memory of a buffer, by its number in the program."""
         return self._arrays[buffer]
 
+    def close(self) -> None:
+        """Give back what outlives the engine's memory; no runs after this."""
+        return None
+
     def _do(self, index: int, item: Instruction, step: Step) -> None:
         try:
             results = step()

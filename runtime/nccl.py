@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from onnxmesh.runtime.comm import Array, Axis, Communicator, PeerFailed, check_reduction, resolve_group
-from onnxmesh.runtime.cuda.device import import_cupy
+from onnxmesh.runtime.cuda.device import import_cupy, import_nccl
 from onnxmesh.runtime.dtypes import is_narrow
 from onnxmesh.runtime.errors import RunError
 from onnxmesh.runtime.mesh import Mesh
@@ -81,8 +81,8 @@ class NcclGroups:
         self.check()
 
     def abort(self, failure: Exception) -> None:
-        """End all communication because of `failure`; what waits for it returns."""
-        if self.failure is not None or self._closed.is_set():
+        """End all communication because of `failure`; what waits for it returns. One rank alone has nothing to end."""
+        if self.world.store is None or self.failure is not None or self._closed.is_set():
             return
         self.failure = failure
         threading.Thread(target=self._end_process, args=(failure,), daemon=True).start()
@@ -99,14 +99,13 @@ class NcclGroups:
         self._communicators.clear()
 
     def _connect(self, group: tuple[int, ...]) -> Any:
-        cupy, store = import_cupy(), self.world.store
-        nccl = cupy.cuda.nccl
+        nccl, store = import_nccl(), self.world.store
         assert store is not None
         key, position = f"nccl/{','.join(map(str, group))}", group.index(self.world.rank)
         if position == 0:
             store.set(key, bytes(x & 0xFF for x in nccl.get_unique_id()).hex())
         identity: Any = bytes.fromhex(store.get(key, f"rank {group[0]}"))
-        if int(cupy.__version__.partition(".")[0]) < 14:  # there it is a tuple of signed chars
+        if int(import_cupy().__version__.partition(".")[0]) < 14:  # there it is a tuple of signed chars
             identity = tuple(x - 256 if x > 127 else x for x in identity)
         try:
             with self.guard():
@@ -152,7 +151,7 @@ class NcclCommunicator(Communicator):
         self.mesh = mesh
         self.rank = self.groups.world.rank
         self._xp = import_cupy()
-        self._nccl = self._xp.cuda.nccl
+        self._nccl: Any = import_nccl() if mesh.size > 1 else None
 
     def on(self, mesh: Mesh) -> NcclCommunicator:
         """The same ranks as another mesh, over the same connections."""

@@ -149,6 +149,8 @@ class Session:
     def close(self) -> None:
         """End the ranks and let the memory go. May be called again. A given communicator stays open."""
         self._closed = True
+        for engine in self._engines.values():
+            engine.close()
         self._engines = {}
         if self._processes is not None:
             self._processes.close()

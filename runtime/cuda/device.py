@@ -34,6 +34,20 @@ def import_cupy() -> Any:
     return cupy
 
 
+def import_nccl() -> Any:
+    """NCCL, through CuPy.
+
+    Raises:
+        RunError: it is not installed, or cannot be loaded.
+    """
+    import_cupy()
+    try:
+        from cupy.cuda import nccl
+    except ImportError as error:
+        raise RunError(f"ranks on GPUs need NCCL ({' '.join(str(error).split())[:200]})", hint=_INSTALL) from error
+    return nccl
+
+
 def device_count() -> int:
     """How many GPUs this process sees.
 

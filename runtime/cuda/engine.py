@@ -22,9 +22,9 @@ from onnxmesh.runtime.plan import Launch, Program
 if TYPE_CHECKING:
     from onnxmesh.runtime.cuda.device import CudaDevice
 
-_NEED_GEMM = frozenset(("MatMul", "FusedMatMul", "Attention", "AttentionBlock", "Conv", "ConvTranspose"))
-_NEVER = frozenset(("Einsum", "TopK", "Compress", "Resize", "ScatterND", "ScatterElements"))
-"""What uses cuBLAS through CuPy, or waits for the device."""
+_NEED_GEMM = frozenset(("MatMul", "FusedMatMul", "Attention", "AttentionBlock", "Conv", "ConvTranspose", "Einsum"))
+_NEVER = frozenset(("Compress", "Resize"))
+"""What waits for the device."""
 
 
 class CudaEngine(Engine):
@@ -68,6 +68,10 @@ class CudaEngine(Engine):
             self._runs += 1
             return [self._arrays[port.buffer] for port in self.program.outputs]
 
+    def close(self) -> None:
+        """Let the graph go: NCCL waits for graphs before it ends (pytorch/pytorch#115388)."""
+        self._graph = None
+
     def _launch(self) -> None:
         with import_cupy().cuda.using_allocator(self._scratch.malloc):
             for index, (item, step) in enumerate(zip(self.program.instructions, self._steps)):
@@ -85,9 +89,17 @@ class CudaEngine(Engine):
             graph = stream.end_capture()
         except cupy.cuda.runtime.CUDARuntimeError as error:
             self.not_captured = self.not_captured or str(error)
-        if not self.not_captured:
+        if not self._all(not self.not_captured):
+            self.not_captured = self.not_captured or "another rank could not capture it"
+        else:
             self._graph = graph
             graph.upload(stream)
+
+    def _all(self, here: bool) -> bool:
+        """Whether it is so on every rank."""
+        everyone = tuple(range(self.communicator.mesh.size))
+        flag = self._xp.full(1, here, self._xp.uint8)
+        return bool(self._device.get(self.communicator.all_reduce(flag, everyone, "min"))[0])
 
 
 def _obstacle(program: Program) -> str:

@@ -1,0 +1,44 @@
+"""The tests of the kernels once more, with the kernels running on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import test_kernels_attention
+import test_kernels_onnx
+from test_kernels_attention import *  # noqa: F403
+from test_kernels_onnx import *  # noqa: F403
+
+from onnxmesh.runtime.dtypes import is_float8
+from onnxmesh.runtime.kernels.registry import Call, find
+
+
+@pytest.fixture(autouse=True)
+def on_the_gpu(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kernel that the tests ask for gets CuPy arrays."""
+    gpus(1)
+    import onnxmesh.runtime.cuda.kernels  # noqa: F401  (registers them)
+    from onnxmesh.runtime.cuda.device import CudaDevice
+
+    device = CudaDevice()
+
+    def gpu_find(op: str) -> Callable[..., Any]:
+        kernel = find(op, "cupy")
+
+        def run(call: Call, *arrays: Any) -> Any:
+            with device.scope():
+                if any(is_float8(x.dtype) for x in (*arrays, *call.outs) if x is not None):
+                    pytest.skip("CuPy has no 8-bit floats")
+                there = [None if x is None else device.put(np.array(x)) for x in arrays]
+                result = kernel(Call(device.xp, call.attrs, call.outs, call.coordinate), *there)
+                if isinstance(result, tuple):
+                    return tuple(device.get(x) for x in result)
+                return device.get(result)
+
+        return run
+
+    for module in (test_kernels_onnx, test_kernels_attention):
+        monkeypatch.setattr(module, "find", gpu_find)
