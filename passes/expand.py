@@ -139,7 +139,7 @@ class _Blocks:
     """Attention in blocks of keys, merged as they come."""
 
     def __init__(self, local: Local, view: OpView, ins: Values, outs: Types) -> None:
-        self.local, self.ins = local, ins
+        self.local, self.ins, self.with_statistics = local, ins, len(outs) > 1
         self.dtype, self.shape = outs[0]
         self.row = (*self.shape[:3], 1)
         self.attrs = {name: value for name, value in view.attrs if name in ATTRIBUTES}
@@ -161,13 +161,15 @@ class _Blocks:
         else:
             self.state = self.local.op("AttentionMerge", [*self.state, *block], self.types)
 
-    def finish(self) -> ir.Value:
-        """The attention over all blocks."""
+    def finish(self) -> Sequence[ir.Value]:
+        """The attention over all blocks, with its statistics where they are wanted."""
         assert self.state is not None
         o, _, total = self.state
+        if self.with_statistics:
+            return self.state
         if self.masked_row != "nan":
-            return o
-        return self.local.one("AttentionFinish", [o, total], self.dtype, self.shape, masked_row=self.masked_row)
+            return [o]
+        return [self.local.one("AttentionFinish", [o, total], self.dtype, self.shape, masked_row=self.masked_row)]
 
 
 def ring(local: Local, view: OpView, strategy: Strategy, ins: Values, outs: Types) -> Sequence[ir.Value]:
@@ -194,7 +196,7 @@ def ring(local: Local, view: OpView, strategy: Strategy, ins: Values, outs: Type
             )
         columns = _columns(segments, ranks, step, own)
         blocks.add(k, v, _take(local, _value(ins, 3), columns, 3), _take(local, _value(ins, 5), columns, 0))
-    return [blocks.finish()]
+    return blocks.finish()
 
 
 def _columns(segments: Segments, ranks: int, step: int, kept: Sequence[int]) -> list[list[int]]:
@@ -242,7 +244,7 @@ def split_kv(local: Local, view: OpView, strategy: Strategy, ins: Values, outs: 
     (dtype, shape) = outs[0]
     row = (*shape[:3], 1)
     blocks = _Blocks(local, view, ins, outs)
-    blocks.add(_some(ins, 1), _some(ins, 2), _value(ins, 3), _value(ins, 5))
+    blocks.add(_some(ins, 1), _some(ins, 2), _counted_once(local, strategy, ins, blocks), _value(ins, 5))
     assert blocks.state is not None
     o, m, total = blocks.state
 
@@ -262,6 +264,29 @@ def split_kv(local: Local, view: OpView, strategy: Strategy, ins: Values, outs: 
     if blocks.masked_row == "nan":
         result = local.one("AttentionFinish", [result, weights], dtype, shape, masked_row="nan")
     return [result]
+
+
+def _counted_once(local: Local, strategy: Strategy, ins: Values, blocks: _Blocks) -> ir.Value | None:
+    """The mask, which hides the keys that every rank holds from all ranks but the first."""
+    placement, mask = strategy.ins[1], _value(ins, 3)
+    assert isinstance(placement, Shard)
+    if not placement.has_copies:
+        return mask
+    hidden = np.zeros((local.ranks, placement.local(local.ranks)), np.float32)
+    start = 0
+    for segment in placement.segments:
+        size = segment.local(local.ranks)
+        hidden[1:, start : start + size] = -np.inf if segment.copies > 1 else 0.0
+        start += size
+    extra = local.constant(hidden.reshape(1, 1, 1, -1), Shard.plain(3, hidden.size))
+    if mask is None:
+        return extra
+    shape = (*shape_of(mask)[:3], hidden.shape[1])
+    if dtype_of(mask) == "bool":
+        lowest = float(np.finfo(np.float32).min) if blocks.masked_row == "uniform" else -np.inf
+        choice = [mask, _scalar(local, 0.0), _scalar(local, lowest)]
+        mask = local.one("Where", choice, F32, shape_of(mask), domain="")
+    return local.one("Add", [_cast(local, mask, F32), extra], F32, shape, domain="")
 
 
 EXPANSIONS: dict[str, Expansion] = {

@@ -126,8 +126,6 @@ def _ring_cut(cut: Segments, ranks: int) -> bool:
 
 
 def _ring_build(view: OpView, rows: Segments, keys: Segments) -> Iterable[Strategy]:
-    if view.op != "Attention":
-        return
     placed: dict[int, Placement] = {
         Q: Shard(2, rows),
         K: Shard(2, keys),
@@ -140,8 +138,11 @@ def _ring_build(view: OpView, rows: Segments, keys: Segments) -> Iterable[Strate
 
 def _split_kv(view: OpView, cut: Segments) -> Iterable[Strategy]:
     """Every rank attends to its own keys; one merge by log-sum-exp."""
-    if view.op != "Attention" or any(s.copies != 1 for s in cut):
+    if view.op != "Attention" or not _ring_cut(cut, view.ranks):
         return
+    positions = len(view.ins) > K_POS and view.ins[K_POS] is not None
+    if positions and view.attr("masked_row") == "uniform" and any(s.copies > 1 for s in cut):
+        return  # a key hidden by its position has the lowest score on every rank that holds it: it counts twice
     placed: dict[int, Placement] = {K: Shard(2, cut), V: Shard(2, cut), MASK: _mask(view, 3, cut), K_POS: Shard(0, cut)}
     yield from _build(view, "kv", placed, R, "split_kv")
 
