@@ -190,11 +190,11 @@ def compile_(model: str, output: str | None, no_weights: bool, dump: str | None,
     help="Who has inputs and outputs: every rank, or rank 0 alone.",
 )
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda: one process for each GPU.")
 @_quiet
 @_verbose
 def run(plan: str, inputs: str | None, seed: int | None, quiet: bool, verbose: bool, **given: Any) -> None:
-    """Run PLAN once: on local ranks, or as one rank of an MPI job (mpirun -n 4 onnxmesh run ...)."""
+    """Run PLAN once: on local ranks, or as one rank of a job (mpirun -n 4 onnxmesh run ..., torchrun, srun)."""
     if (inputs is None) == (seed is None):
         raise click.UsageError("give either --inputs or --random-inputs")
     from onnxmesh.runtime import launch

@@ -103,10 +103,8 @@ class NcclGroups:
         assert store is not None
         key, position = f"nccl/{','.join(map(str, group))}", group.index(self.world.rank)
         if position == 0:
-            store.set(key, bytes(x & 0xFF for x in nccl.get_unique_id()).hex())
-        identity: Any = bytes.fromhex(store.get(key, f"rank {group[0]}"))
-        if int(import_cupy().__version__.partition(".")[0]) < 14:  # there it is a tuple of signed chars
-            identity = tuple(x - 256 if x > 127 else x for x in identity)
+            store.set(key, nccl.get_unique_id().hex())
+        identity = bytes.fromhex(store.get(key, f"rank {group[0]}"))
         try:
             with self.guard():
                 return nccl.NcclCommunicator(len(group), identity, position)

@@ -15,7 +15,9 @@ import onnxmesh.runtime.cuda.kernels  # noqa: F401  (registers them)
 from onnxmesh.runtime.comm import Communicator
 from onnxmesh.runtime.cuda import gemm
 from onnxmesh.runtime.cuda.device import import_cupy
+from onnxmesh.runtime.dtypes import dtype, is_float8
 from onnxmesh.runtime.engine import Engine, Hook
+from onnxmesh.runtime.errors import PlanError
 from onnxmesh.runtime.kernels.registry import Array
 from onnxmesh.runtime.plan import Launch, Program
 
@@ -30,6 +32,8 @@ _NEVER = frozenset(("Compress", "Resize"))
 class CudaEngine(Engine):
     """Runs a program on one GPU. Its memory is `device`'s; `weights` are there already.
 
+    Raises PlanError for a program with 8-bit floats, of which CuPy has no arrays.
+
     Attributes:
         not_captured: why the program is not in a CUDA graph; empty if it is, or may yet be.
     """
@@ -42,6 +46,7 @@ class CudaEngine(Engine):
         device: CudaDevice,
         hook: Hook | None = None,
     ) -> None:
+        _check_dtypes(program)
         self._device = device
         self._graph: Any = None
         self._runs = 0
@@ -100,6 +105,12 @@ class CudaEngine(Engine):
         everyone = tuple(range(self.communicator.mesh.size))
         flag = self._xp.full(1, here, self._xp.uint8)
         return bool(self._device.get(self.communicator.all_reduce(flag, everyone, "min"))[0])
+
+
+def _check_dtypes(program: Program) -> None:
+    for buffer in program.buffers:
+        if is_float8(dtype(buffer.dtype)):
+            raise PlanError(f"{buffer.dtype} does not run on GPUs yet", hint='use device="cpu"')
 
 
 def _obstacle(program: Program) -> str:
