@@ -15,7 +15,7 @@ def gather_nd(node: ir.Node, b: Builder) -> bool:
     """An index of one number picks rows: a Gather."""
     x, index = present(node, 0), present(node, 1)
     *rows, depth = shape_of(index)
-    if depth != 1 or node.attributes.get_int("batch_dims", 0):
+    if depth != 1 or node.attributes.get_int("batch_dims", 0) != 0:
         return False
     b.replace(b.op("Gather", x, b.reshape(index, *rows), axis=0))
     return True

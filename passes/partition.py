@@ -34,7 +34,7 @@ def partition(
             if value is not None:
                 users[value].append(placement)
     for node in graph:
-        _run(local, node, view_of(node, ranks), strategies[node])
+        run_node(local, node, view_of(node, ranks), strategies[node])
         for value in node.outputs:
             local.gather_first(value, users[value])
     outputs = [_output(local, value, strategies, shard_outputs) for value in graph.outputs]
@@ -52,7 +52,7 @@ def partition(
     return copy
 
 
-def _run(local: Local, node: ir.Node, view: OpView, strategy: Strategy) -> None:
+def run_node(local: Local, node: ir.Node, view: OpView, strategy: Strategy) -> None:
     """Append the local form of a node."""
     wanted = [
         None if value is None else local.at(value, placement, node)

@@ -189,7 +189,7 @@ def _compare(case: Case) -> str:
             each = [scattered(tensor, placement, ranks, rng) for _ in range(sample.first)]
             wholes[value] = [whole for whole, _ in each]
             pieces[piece] = [part for _, parts in each for part in parts]
-    partition._run(local, node, view_of(node, ranks), strategy)
+    partition.run_node(local, node, view_of(node, ranks), strategy)
     pieces |= {value: _constant(value, mesh) for value in local.initializers}
     want = lockstep.run([node], wholes, alone)
     got = lockstep.run(local.nodes, pieces, mesh)
