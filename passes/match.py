@@ -185,18 +185,33 @@ class Editor:
         first = next(v for v in inputs if v is not None)
         dtype = dtype or first.dtype
         assert dtype is not None
+        return self.node(op_type, inputs, [(shape, dtype)], attrs, domain).outputs[0]
+
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        outs: Sequence[tuple[Sequence[int], ir.DataType]],
+        attrs: Mapping[str, Any] | None = None,
+        domain: str = "",
+    ) -> ir.Node:
+        """A node with outputs of the given shapes and element types."""
+        first = next(v for v in inputs if v is not None)
         trimmed = list(inputs)
         while trimmed[-1] is None:
             trimmed.pop()
         for node in first.consumers():
-            if node.op_type == op_type and _same(node, trimmed, shape, attrs or {}):
-                return node.outputs[0]
-        name = fresh(self.graph, first.name or op_type)
-        out = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
-        node = ir.node(op_type, trimmed, attrs, domain=domain, outputs=[out], name=fresh(self.graph, op_type))
+            if node.op_type == op_type and _same(node, trimmed, [shape for shape, _ in outs], attrs or {}):
+                return node
+        base = first.name or op_type
+        values = [
+            ir.Value(name=fresh(self.graph, base), shape=ir.Shape(shape), type=ir.TensorType(dtype))
+            for shape, dtype in outs
+        ]
+        node = ir.node(op_type, trimmed, attrs, domain=domain, outputs=values, name=fresh(self.graph, op_type))
         self.graph.append(node)
         self._made.append(node)
-        return out
+        return node
 
     def constant(self, data: np.ndarray, name: str) -> ir.Value:
         """An initialiser; equal data is stored once."""
@@ -270,10 +285,12 @@ def _used(value: ir.Value) -> bool:
     return bool(value.uses()) or value.is_graph_output()
 
 
-def _same(node: ir.Node, inputs: Sequence[ir.Value | None], shape: Sequence[int], attrs: Mapping[str, Any]) -> bool:
+def _same(
+    node: ir.Node, inputs: Sequence[ir.Value | None], shapes: Sequence[Sequence[int]], attrs: Mapping[str, Any]
+) -> bool:
     if len(node.inputs) != len(inputs) or any(a is not b for a, b in zip(node.inputs, inputs)):
         return False
-    if len(node.outputs) != 1 or shape_of(node.outputs[0]) != tuple(shape):
+    if [shape_of(v) for v in node.outputs] != [tuple(shape) for shape in shapes]:
         return False
     return {k: _plain(a.value) for k, a in node.attributes.items()} == {k: _plain(v) for k, v in attrs.items()}
 

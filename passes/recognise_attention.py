@@ -103,6 +103,8 @@ def _replace(editor: Editor, scores: Scores, weights: Weights) -> str:
         Miss: something does not fit.
     """
     source, target = scores.source, weights.target
+    if (scores.sink is not None) != weights.dropped:
+        raise Miss("a score without a key stands beside the others, and its weight meets a value")
     sizes = source.sizes()
     s, t = sizes[source.out[-2]], sizes[source.out[-1]]
     key = scores.key
@@ -121,9 +123,10 @@ def _replace(editor: Editor, scores: Scores, weights: Weights) -> str:
         "masked_row": _masked_row(scores, weights, masks),
     }
     old, steps = onward(inputs.out, (b, h, s, inputs.v.shape[3]), rest)
-    out = _attention(editor, inputs, scores, masks, grid, attrs)
+    node = _attention(editor, inputs, scores, masks, grid, attrs)
+    out = node.outputs[0] if scores.sink is None else _shared_with_sink(editor, node, scores.sink, grid, scores.batch)
     editor.replace(old, editor.cast(view(editor, out, steps), old.dtype or ir.DataType.FLOAT))
-    return _describe(out)
+    return _describe(node)
 
 
 # --- operands -----------------------------------------------------------------------------------------------
@@ -239,8 +242,8 @@ def _resolved(
 
 def _attention(
     editor: Editor, inputs: Inputs, scores: Scores, masks: Masks, grid: Grid, attrs: dict[str, float | str]
-) -> ir.Value:
-    """The Attention op over the operands, brought to rank 4."""
+) -> ir.Node:
+    """The Attention op over the operands, brought to rank 4; one that tells its statistics where there is a sink."""
     heads = max(inputs.k.shape[1], inputs.v.shape[1])
     if grid.h % heads:
         raise Miss(f"{grid.h} heads of q cannot share {heads} heads of k and v")
@@ -251,8 +254,20 @@ def _attention(
     k = _expanded(editor, inputs.k, grid.b, heads, inputs.dtype)
     v = _expanded(editor, inputs.v, grid.b, heads, inputs.dtype)
     positions = masks.positions or (None, None)
-    shape = (grid.b, grid.h, grid.s, inputs.v.shape[3])
-    return editor.op(PATTERN, [q, k, v, masks.mask, *positions], shape, inputs.dtype, attrs, DOMAIN)
+    out = ((grid.b, grid.h, grid.s, inputs.v.shape[3]), inputs.dtype or ir.DataType.FLOAT)
+    row = ((grid.b, grid.h, grid.s, 1), ir.DataType.FLOAT)
+    op, outs = (PATTERN, [out]) if scores.sink is None else ("AttentionBlock", [out, row, row])
+    return editor.node(op, [q, k, v, masks.mask, *positions], outs, attrs, DOMAIN)
+
+
+def _shared_with_sink(editor: Editor, node: ir.Node, sink: ir.Value, grid: Grid, batch: tuple[int, ...]) -> ir.Value:
+    """The attention times the part of the weight that its keys have: sigmoid(log-sum-exp of the scores - sink)."""
+    out, highest, total = node.outputs
+    row = shape_of(total)
+    scores = editor.op("Add", [highest, editor.op("Log", [total], row)], row)
+    beside = editor.cast(rank4(editor, sink, grid.at(batch)), ir.DataType.FLOAT)
+    part = editor.op("Sigmoid", [editor.op("Sub", [scores, beside], row)], row)
+    return editor.op("Mul", [out, editor.cast(part, out.dtype or ir.DataType.FLOAT)], shape_of(out))
 
 
 def _expanded(editor: Editor, found: Found, b: int, heads: int, dtype: ir.DataType | None) -> ir.Value:
@@ -277,10 +292,8 @@ def _masked_row(scores: Scores, weights: Weights, masks: Masks) -> str:
     return "zero" if weights.guarded else "nan"
 
 
-def _describe(out: ir.Value) -> str:
+def _describe(node: ir.Node) -> str:
     """The properties of an Attention in words."""
-    node = out.producer()
-    assert node is not None
     q, k = shape_of(node.inputs[0]), shape_of(node.inputs[1])
     words = [f"{q[1]} heads", f"{q[2]} queries", f"{k[2]} keys"]
     if k[1] != q[1]:
@@ -290,6 +303,8 @@ def _describe(out: ir.Value) -> str:
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         boolean = node.inputs[3].dtype == ir.DataType.BOOL
         words.append("boolean mask" if boolean else "additive mask")
+    if len(node.outputs) > 1:
+        words.append("a sink")
     return ", ".join(words)
 
 
@@ -300,7 +315,7 @@ def refine_attention(editor: Editor) -> Iterator[Finding]:
     """Attention ops of the model: their k and v without repetition, their mask as data where it is causal."""
     for node in anchors(editor.graph, PATTERN):
         words = [w for w in (_without_copies(editor, node), _with_positions(editor, node)) if w]
-        yield Finding(PATTERN, label(node), True, ", ".join([_describe(node.outputs[0]), *words]))
+        yield Finding(PATTERN, label(node), True, ", ".join([_describe(node), *words]))
 
 
 def _without_copies(editor: Editor, node: ir.Node) -> str:

@@ -9,8 +9,10 @@ import onnx_ir as ir
 
 from onnxmesh.passes.match import (
     Miss,
+    before_cast,
     describe,
     given,
+    ints,
     is_constant,
     label,
     last_axis,
@@ -23,6 +25,7 @@ from onnxmesh.passes.match import (
 from onnxmesh.passes.recognise_contraction import Contraction, contraction
 from onnxmesh.passes.recognise_layout import permutation
 from onnxmesh.passes.recognise_masks import HIDES, Condition, Term
+from onnxmesh.passes.recognise_softmax import unshifted
 
 DEPTH = 24
 """Ops between a Softmax and a contraction, at most."""
@@ -39,7 +42,8 @@ class Scores:
     """What happens between the first contraction and the softmax: scale, soft cap (0: none), masks.
 
     `factors` are Mul and Div by numbers that differ from head to head or from query to query. `floor` says that
-    scores below the lowest finite number are raised to it.
+    scores below the lowest finite number are raised to it. `sink` is a score that stands beside those of the keys and
+    takes its share of the weight, without a value of its own.
     """
 
     source: Contraction
@@ -49,6 +53,7 @@ class Scores:
     factors: list[tuple[str, ir.Value, tuple[int, ...]]] = field(default_factory=list)
     terms: list[Term] = field(default_factory=list)
     floor: bool = False
+    sink: ir.Value | None = None
 
     @property
     def key(self) -> int:
@@ -60,7 +65,8 @@ class Scores:
 class Weights:
     """What happens between the softmax and the second contraction, whose operand `index` the weights are.
 
-    `hidden` is the condition of a selection that gives the other weights zero.
+    `hidden` is the condition of a selection that gives the other weights zero; `dropped` says that the last weight
+    goes to no value.
     """
 
     target: Contraction
@@ -69,6 +75,7 @@ class Weights:
     swapped: bool = False
     guarded: bool = False
     hidden: Condition | None = None
+    dropped: bool = False
 
 
 # --- before the softmax -------------------------------------------------------------------------------------
@@ -80,19 +87,28 @@ def find_scores(softmax: ir.Node) -> Scores:
     Raises:
         Miss: nothing does, or not in a way that Attention has.
     """
-    source, path = _path(given(softmax, 0), DEPTH, set())
+    start, sink = _beside_sink(unshifted(given(softmax, 0), (len(shape_of(softmax.outputs[0])) - 1,)))
+    source, path = _path(start, DEPTH, set())
     if not last_axis(softmax, default=-1):
         raise Miss("the softmax is not over the last axis")
     keys, queries = source.out[-1:], source.out[-2:-1]
     owners = [[keys in labels, queries in labels] for labels in source.labels]
     if sorted(owners) != [[False, True], [True, False]] or len(source.summed) != 1:
         raise Miss(f"the scores of {label(source.node)} are not batch, queries and keys ({source.out})")
-    scores = Scores(source, shape_of(source.node.outputs[0])[:-2])
+    scores = Scores(source, shape_of(source.node.outputs[0])[:-2], sink=sink)
     for node, index in path:
         _pass(scores, node, index)
     if scores.cap:
         scores.scale *= scores.cap
     return scores
+
+
+def _beside_sink(value: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """The scores of the keys, and the one score that is joined to them, if there is one."""
+    node = producer(before_cast(value), "Concat")
+    if node is None or len(node.inputs) != 2 or not last_axis(node) or shape_of(node.inputs[1])[-1] != 1:
+        return value, None
+    return given(node, 0), given(node, 1)
 
 
 def _path(value: ir.Value, depth: int, seen: set[ir.Value]) -> tuple[Contraction, Path]:
@@ -244,7 +260,16 @@ def _after(node: ir.Node, value: ir.Value, so_far: Weights) -> Weights | None:
             return replace(so_far, swapped=not so_far.swapped) if perm == swap else None
         case "Where":
             return _selected(node, value, so_far)
+        case "Slice":
+            return replace(so_far, dropped=True) if _drops_last(node) and not so_far.dropped else None
     return None
+
+
+def _drops_last(node: ir.Node) -> bool:
+    """Whether a Slice leaves out the last element of the last dim, and nothing else."""
+    before, after = shape_of(node.inputs[0]), shape_of(node.outputs[0])
+    first = ints(node, "starts") == (0,) and ints(node, "steps") == (1,)
+    return first and after == (*before[:-1], before[-1] - 1)
 
 
 def _selected(node: ir.Node, value: ir.Value, so_far: Weights) -> Weights | None:

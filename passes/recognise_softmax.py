@@ -32,7 +32,7 @@ def recognise_softmax(editor: Editor) -> Iterator[Finding]:
         quotient = _quotient(exponential.outputs[0], node.outputs[0])
         if quotient is None:
             continue
-        x = _unshifted(given(exponential, 0), axes)
+        x = unshifted(given(exponential, 0), axes)
         attrs = {"axis": axes[0]}
         editor.replace(quotient, editor.op("Softmax", [x], shape_of(x), attrs=attrs))
         yield Finding("Softmax", label(node), True, f"over axis {axes[0]}")
@@ -50,7 +50,7 @@ def _quotient(exponential: ir.Value, total: ir.Value) -> ir.Value | None:
     return product.outputs[0]
 
 
-def _unshifted(value: ir.Value, axes: tuple[int, ...]) -> ir.Value:
+def unshifted(value: ir.Value, axes: tuple[int, ...]) -> ir.Value:
     """x where `value` is `x - max(x)` over the same axes: softmax does not see the shift."""
     node = producer(value, "Sub")
     highest = producer(given(node, 1), "ReduceMax") if node is not None else None

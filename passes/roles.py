@@ -1,7 +1,8 @@
 """What the role of an axis demands: constraints on the choice, never the choice itself.
 
 - `tp` shards every contraction weight and every looked-up table that it can.
-- `cp` keeps weights whole, keeps every node of the sequence's stream in it, and pins self-attention.
+- `cp` keeps weights whole, keeps every node of the sequence's stream in it, and pins self-attention. Where there is
+  none, the queries of all attentions are the sequence.
 - `dp` keeps weights whole and every node of the batch's stream in it.
 
 A *stream* is what one dim of an activation becomes along the graph: all (edge, placement) pairs that strategies
@@ -33,7 +34,10 @@ _FACTOR_OF: dict[CpStrategy, tuple[str, ...]] = {
 }
 
 WORST_SHARE = 2.0
-"""Cuts that leave a rank more than this many times the least share of a weight do not count as sharding it."""
+"""Cuts that leave a rank more than this many times the least share of a weight do not count as sharding it.
+
+Nor do those that leave it more than half of what could be spared: on two ranks twice the least share is the whole.
+"""
 
 _DECODING: dict[CpStrategy, tuple[str, ...]] = {"allgather": (), "ulysses": ("h",), "ring": (), "auto": ("kv",)}
 """With fewer new tokens than ranks there are no rows of q to share: the keys are, or the heads."""
@@ -92,7 +96,8 @@ def _tensor(space: Space, _: CpStrategy) -> Allowed:
         shares = {s: _share(cls.view, s) for s in kept}
         least = min(shares.values())
         if least < 1.0:
-            kept = [s for s in kept if shares[s] < 1.0 and shares[s] <= WORST_SHARE * least]
+            most = min(WORST_SHARE * least, (1.0 + least) / 2)
+            kept = [s for s in kept if shares[s] <= max(least, most)]
         elif weight_ports(cls.view):
             result.notes[cls.index] = "no dim of the weight can be cut on this axis"
         result.strategies.append(kept)
@@ -116,9 +121,13 @@ def _context(space: Space, cp_strategy: CpStrategy) -> Allowed:
     attentions = [c for c in space.quotient.classes if c.view.op in ATTENTION]
     chosen = {c.index for c in attentions if _is_self_attention(space, c)}
     decoding = {c.index for c in attentions if c.view.ins[0][2] < space.quotient.ranks}  # type: ignore[index]
-    stream = _stream(space, _seeds(space, chosen, dim=2), ("s", "t"))
+    sequences = chosen or {c.index for c in attentions} - decoding
+    stream = _stream(space, _seeds(space, sequences, dim=2), ("s", "t"))
     result = _in_stream(space, stream, ("b",))
     result.self_attention = chosen | decoding
+    for cls in attentions:  # the keys of a cross-attention are few: they are gathered, not sent round
+        strategies = result.strategies[cls.index]
+        result.strategies[cls.index] = [s for s in strategies if s.factor != "t"] or strategies
     for index in sorted(result.self_attention):
         factors = _FACTOR_OF[cp_strategy] if index not in decoding else _DECODING[cp_strategy]
         kept = [s for s in space.strategies[index] if s.factor in factors]

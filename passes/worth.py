@@ -33,12 +33,13 @@ def _context(placed: Placed, cp_strategy: CpStrategy) -> str:
     attentions = [node for node, view in placed.views.items() if view.op in ATTENTION]
     if not attentions:
         return "no attention was found, so there is no sequence"
-    if not placed.self_attention and not any(_is_sharded(placed, node) for node in attentions):
+    shared = any(_is_sharded(placed, node) for node in attentions)
+    if not placed.self_attention and not shared:
         return f"none of its {len(attentions)} attentions can be shared by {placed.ranks} ranks"
     if cp_strategy != "auto" and not placed.self_attention:
         return f"--cp-strategy {cp_strategy} speaks of self-attention, and the model has none"
     stuck = [node for node in placed.self_attention if not _is_sharded(placed, node)]
-    if stuck and len(stuck) == len(placed.self_attention):
+    if stuck and len(stuck) == len(placed.self_attention) and not (shared and cp_strategy == "auto"):
         view = placed.views[stuck[0]]
         return f"self-attention on q {list(view.ins[0] or ())}, k {list(view.ins[1] or ())} has no cut as {cp_strategy}"
     return ""

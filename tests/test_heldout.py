@@ -94,3 +94,58 @@ def test_an_overwritten_box_is_a_concat_along_its_one_short_dim() -> None:
     assert check(body, inputs, {"at": at}).ops["Concat"] == 1
     shuffled = np.ascontiguousarray(at[:, ::-1])
     assert check(body, inputs, {"at": shuffled}).ops["ScatterND"] == 1
+
+
+SELF = "q = Mul (x, a) k = Mul (x, b) v = Mul (x, c)"
+
+SINK = """
+    k_t = Transpose <perm = [0, 1, 3, 2]> (k)
+    scores = MatMul (q, k_t)
+    masked = Add (scores, mask)
+    sinks = Expand (sink, size)
+    joined = Concat <axis = -1> (masked, sinks)
+    top = ReduceMax <keepdims = 1> (joined, last)
+    low = Sub (joined, top)
+    all_weights = Softmax <axis = -1> (low)
+    weights = Slice (all_weights, zero, keys, last)
+    y = MatMul (weights, v)
+"""
+
+
+@pytest.mark.parametrize("strategy", ["allgather", "ulysses", "ring"])
+def test_a_sink_beside_the_scores_leaves_an_attention(strategy: CpStrategy) -> None:
+    mask = np.where(np.tri(16, dtype=bool), 0, -np.inf).astype(np.float32)
+    constants = {
+        "mask": mask[None, None], "sink": normal(1, 4, 1, 1), "size": np.array([2, 4, 16, 1]),
+        "last": np.array([-1]), "zero": np.array([0]), "keys": np.array([16]),
+    }  # fmt: skip
+    constants |= {name: normal(8, seed=i) for i, name in enumerate("abc")}
+    inputs, body = {"x": normal(2, 4, 16, 8)}, SELF + SINK
+    compiled = agreed(body, inputs, constants, cp=2, cp_strategy=strategy)
+    kinds = {c["kind"] for c in compiled.plan.report["collectives"]}  # type: ignore[union-attr]
+    assert ("Shift" in kinds) == (strategy == "ring")
+    found = check(body, inputs, constants)
+    assert found.ops["AttentionBlock"] == 1 and "Softmax" not in found.ops
+
+
+def test_a_score_whose_weight_meets_a_value_is_no_sink() -> None:
+    body = SINK.replace("weights = Slice (all_weights, zero, keys, last)", "weights = Identity (all_weights)")
+    constants = {
+        "mask": normal(1, 1, 6, 6), "sink": normal(1, 2, 1, 1), "size": np.array([1, 2, 6, 1]), "last": np.array([-1])
+    }  # fmt: skip
+    inputs = {"q": normal(1, 2, 6, 8), "k": normal(1, 2, 6, 8, seed=1), "v": normal(1, 2, 7, 8)}
+    found = check(body, inputs, constants)
+    assert "AttentionBlock" not in found.ops and "without a key" in found.misses("Attention")[0]
+
+
+def test_a_sequence_without_self_attention_is_that_of_the_queries() -> None:
+    """Attention to a text behind a linear attention over the image: the image is the sequence."""
+    body = """
+        k_t = Transpose <perm = [0, 1, 3, 2]> (k)
+        q = Relu (x)
+        scores = MatMul (q, k_t)
+        weights = Softmax <axis = -1> (scores)
+        y = MatMul (weights, k)
+    """
+    compiled = agreed(body, {"x": normal(1, 4, 16, 8), "k": normal(1, 4, 6, 8)}, {}, cp=2)
+    assert axis(compiled)["flops_per_rank"] == pytest.approx(0.5)
