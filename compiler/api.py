@@ -31,6 +31,7 @@ from onnxmesh.passes.partition import partition
 from onnxmesh.passes.place import Placed, place
 from onnxmesh.passes.recognise import recognise
 from onnxmesh.passes.schedule import schedule
+from onnxmesh.passes.supported import check_supported
 from onnxmesh.passes.worth import check_worth
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.plan import Plan
@@ -87,6 +88,7 @@ def _normalise(state: Compilation) -> None:
 
 def _recognise(state: Compilation) -> None:
     state.model, state.findings = recognise(state.loaded)
+    check_supported(state.model.graph)
     alone, _ = fuse(state.model.clone())
     state.survey = survey(state.model.graph, alone.graph)
 

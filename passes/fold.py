@@ -19,9 +19,11 @@ LIMIT = 64 * 1024
 POSITIONS_LIMIT = 8 * 1024 * 1024
 """Except integers along one dim, as positions are: they grow with a dim of the model, not with a product."""
 
+RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
+
 NOT_FOLDED = frozenset(
     {
-        *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"),
+        *RANDOM,
         *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
     }
 )

@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, Port, Strategy, register
-from onnxmesh.runtime.placement import Placement, R, Segment, Shard
+from onnxmesh.runtime.placement import Placement, R, Segment, Segments, Shard
 
 
 def matmul(view: OpView) -> Factors:
@@ -97,15 +97,13 @@ def conv(view: OpView) -> Factors:
 
 
 def conv_ports(view: OpView, port: Port, placement: Placement) -> Iterable[Strategy]:
-    """Two more: depthwise channels; and space, where the kernel is the stride (patch embedding)."""
+    """Two more: groups of channels; and space, where the kernel is the stride (patch embedding)."""
     if not isinstance(placement, Shard) or placement.dim >= len(view.outs[0]) or port == Port(False, 2):
         return
     dim = placement.dim
     rest = (R,) * (len(view.ins) - 2)
-    if _depthwise(view) and ((dim == 1 and port != Port(False, 1)) or (dim == 0 and port == Port(False, 1))):
-        cut = placement.segments
-        bias = (Shard(0, cut),) * len(rest)
-        yield Strategy("depthwise", (Shard(1, cut), Shard(0, cut), *bias), (Shard(1, cut),))
+    if view.attr("group", 1) > 1 and dim == (0 if port == Port(False, 1) else 1):
+        yield from _grouped(view, placement.segments, from_input=port == Port(False, 0))
     if dim >= 2 and port != Port(False, 1) and _patches(view, dim):
         k = view.ins[1][dim]  # type: ignore[index]
         if port.is_output:
@@ -118,9 +116,17 @@ def conv_ports(view: OpView, port: Port, placement: Placement) -> Iterable[Strat
             yield Strategy("space", (Shard(dim, before), R, *rest), (Shard(dim, after),))
 
 
-def _depthwise(view: OpView) -> bool:
-    x, group = view.ins[0], view.attr("group", 1)
-    return x is not None and group > 1 and group == x[1] == view.outs[0][1]
+def _grouped(view: OpView, cut: Segments, *, from_input: bool) -> Iterable[Strategy]:
+    """Whole groups on every rank, from a cut of the input's channels, or of the output's and so of the weight's."""
+    group = view.attr("group", 1)
+    sizes = [view.ins[0][1] // group, view.outs[0][1] // group]  # type: ignore[index]
+    given, other = sizes if from_input else reversed(sizes)
+    if any(s.local(view.ranks) % given for s in cut):
+        return
+    derived = tuple(Segment(s.size // given * other, s.copies) for s in cut)
+    before, after = (cut, derived) if from_input else (derived, cut)
+    bias = (Shard(0, after),) * (len(view.ins) - 2)
+    yield Strategy("group", (Shard(1, before), Shard(0, after), *bias), (Shard(1, after),))
 
 
 def _patches(view: OpView, dim: int) -> bool:
@@ -135,11 +141,11 @@ def _patches(view: OpView, dim: int) -> bool:
 
 def conv_localise(view: OpView, strategy: Strategy) -> dict[str, Any]:
     """Fewer channels are fewer groups."""
-    if strategy.factor != "depthwise":
+    if strategy.factor != "group":
         return {}
-    placement = strategy.outs[0]
+    placement, group = strategy.outs[0], view.attr("group", 1)
     assert isinstance(placement, Shard)
-    return {"group": placement.local(view.ranks)}
+    return {"group": placement.local(view.ranks) * group // placement.size}
 
 
 def conv_flops(view: OpView) -> float:
