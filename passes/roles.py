@@ -114,7 +114,10 @@ def _share(view: OpView, strategy: Strategy) -> float:
 
 
 def _keeps_weights(view: OpView, strategy: Strategy) -> bool:
-    return all(isinstance(strategy.ins[i], Replicate) for i in weight_ports(view))
+    """Whether no weight is cut, but for the batch dims of a MatMul: there every rank needs only its own."""
+    placements = [strategy.ins[i] for i in weight_ports(view)]
+    batched = view.op == "MatMul" and strategy.factor not in ("m", "n", "k")
+    return all(isinstance(p, Replicate) for p in placements) or batched
 
 
 def _context(space: Space, cp_strategy: CpStrategy) -> Allowed:

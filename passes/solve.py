@@ -32,7 +32,7 @@ TIE_BREAK = 1e-3
 NODE_LIMIT = 200
 """Branch-and-bound nodes. Nearly every graph is solved at the first; a count, unlike a time, is the same everywhere."""
 
-FIRST_GAP, GROWTH = 0.0025, 4.0
+FIRST_GAP, GROWTH = 0.0025, 2.0
 """How much worse than the relaxation the answer is assumed to be at first, as a part; and the factor if it is not."""
 
 Terms = dict[int, float]
@@ -68,7 +68,7 @@ class _Program:
             best = np.inf if result.x is None else result.fun - bound
             if best <= gap or len(kept) == len(reduced):
                 break
-            gap = max(GROWTH * gap, best if best < np.inf else 0.0)
+            gap = best if best < np.inf else GROWTH * gap
         if result.x is None:
             raise CompilerDefect(f"no placement found: {result.message}")
         values = np.zeros(len(self.costs))

@@ -164,3 +164,25 @@ def test_an_op_without_a_kernel_is_refused_when_compiling() -> None:
     body = "noise = RandomUniformLike (x) y = Add (x, noise)"
     with pytest.raises(ModelError, match=r"RandomUniformLike.*feed random numbers"):
         compile_model(parsed(body, {"x": normal(2, 8)}, {}), Options(Mesh.of(tp=2)))
+
+
+def test_a_batched_constant_follows_the_batch() -> None:
+    """Position keys that stand once for every head of every row of the batch."""
+    body = """
+        q = Mul (x, a)
+        flat = Reshape (q, merged)
+        by_position = MatMul (flat, positions)
+        bias = Reshape (by_position, apart)
+        k_t = Transpose <perm = [0, 1, 3, 2]> (x)
+        scores = MatMul (q, k_t)
+        biased = Add (scores, bias)
+        weights = Softmax <axis = -1> (biased)
+        y = MatMul (weights, x)
+    """
+    constants = {
+        "a": normal(8), "merged": np.array([8, 16, 8]), "positions": normal(8, 8, 16),
+        "apart": np.array([2, 4, 16, 16]),
+    }  # fmt: skip
+    compiled = agreed(body, {"x": normal(2, 4, 16, 8)}, constants, dp=2)
+    assert axis(compiled)["collectives"] == 1
+    assert axis(compiled)["flops_per_rank"] == pytest.approx(0.5)

@@ -24,6 +24,7 @@ GOLDEN = {
     "bert": GPT,
     "bloom": GPT | {"LayerNormalization": 6},
     "clip": {"Attention": 4, "LayerNormalization": 11, "Swish": 4},
+    "deberta": GPT,
     "falcon": GPT | {"LayerNormalization": 3, "Rotary": 4},
     "flux": FLUX,
     "flux2": {"Attention": 3, "RMSNormalization": 8, "LayerNormalization": 7, "Rotary": 6, "Swish": 7},
@@ -31,6 +32,7 @@ GOLDEN = {
     "gemma2": {"Attention": 2, "RMSNormalization": 9, "Rotary": 4, "Gelu": 2},
     "gpt2": GPT,
     "gpt_neox": GPT | {"Rotary": 4},
+    "gpt_oss": LLAMA | {"Attention": 0, "AttentionBlock": 2},
     "llama": LLAMA,
     "llama_decode": LLAMA,
     "llama_gqa2": LLAMA,
@@ -53,8 +55,8 @@ GOLDEN = {
     },
     "whisper": {"Attention": 6, "LayerNormalization": 12, "Gelu": 6},
 }  # fmt: skip
-LEFT = {"mixtral": {"Softmax": 2}, "bert": {"Tanh": 1}, "gemma2": {"Tanh": 1}}
-"""What belongs to no pattern: routers, a pooler, a cap on logits."""
+LEFT = {"mixtral": {"Softmax": 2}, "gpt_oss": {"Softmax": 2, "Sigmoid": 2}, "bert": {"Tanh": 1}, "gemma2": {"Tanh": 1}}
+"""What belongs to no pattern: routers, a pooler, a cap on logits; the part of the weight that a sink leaves."""
 ANCHORS = ("Softmax", "Erf", "Tanh", "Sigmoid", "Sqrt")
 TOLERANCE = {"float16": 8e-3, "bfloat16": 6e-2}
 """Of the largest number of an output; half precision is rounded at other places."""
