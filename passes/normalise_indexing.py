@@ -36,11 +36,46 @@ def scatter_nd(node: ir.Node, b: Builder) -> bool:
     axis = cut[0] if cut else 0
     first, count = box[axis]
     size = shape_of(x)[axis]
-    before = [b.slice(x, axis, 0, first)] if first else []
-    after = [b.slice(x, axis, first + count, size)] if first + count < size else []
-    pieces = [*before, updates, *after]
-    b.replace(b.op("Concat", *pieces, axis=axis) if len(pieces) > 1 else b.reshape(updates, *shape_of(x)))
+    pieces = [*_range(b, x, axis, 0, first), updates, *_range(b, x, axis, first + count, size)]
+    b.replace(_join(b, pieces, axis) if len(pieces) > 1 else b.reshape(updates, *shape_of(x)))
     return True
+
+
+def _range(b: Builder, x: ir.Value, axis: int, start: int, stop: int) -> list[ir.Value]:
+    """`x[start:stop]` along `axis`, in pieces: of a Concat its own parts, where none is cut."""
+    if start == stop:
+        return []
+    producer = x.producer()
+    if producer is None or producer.op_type != "Concat" or producer.attributes.get_int("axis") != axis:
+        return [b.slice(x, axis, start, stop)]
+    kept, at = [], 0
+    for part in producer.inputs:
+        assert part is not None
+        end = at + shape_of(part)[axis]
+        if start <= at and end <= stop:
+            kept.append(part)
+        elif at < stop and start < end:
+            return [b.slice(x, axis, start, stop)]
+        at = end
+    return kept
+
+
+def _join(b: Builder, pieces: list[ir.Value], axis: int) -> ir.Value:
+    """The pieces one after the other; pieces that are all transposed alike are joined before that."""
+    producers = [piece.producer() for piece in pieces]
+    perms = {_permutation(producer) for producer in producers}
+    perm = perms.pop()
+    if perms or perm is None:
+        return b.op("Concat", *pieces, axis=axis)
+    sources = [producer.inputs[0] for producer in producers if producer is not None]
+    return b.transpose(b.op("Concat", *sources, axis=perm[axis]), *perm)
+
+
+def _permutation(node: ir.Node | None) -> tuple[int, ...] | None:
+    """How a Transpose permutes; None where the node is none."""
+    if node is None or node.op_type != "Transpose":
+        return None
+    return tuple(node.attributes.get_ints("perm", ())) or None
 
 
 def _box(index: np.ndarray, shape: tuple[int, ...]) -> list[tuple[int, int]] | None:

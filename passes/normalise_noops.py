@@ -30,7 +30,7 @@ def drop_noop(graph: ir.Graph, node: ir.Node) -> bool:
 
 
 Test = Callable[[ir.Node], ir.Value | None]
-"""The input that a node gives back as it is, or None."""
+"""The value that a node gives back as it is, or None."""
 
 
 def _always(node: ir.Node) -> ir.Value | None:
@@ -48,8 +48,16 @@ def _same_type(node: ir.Node) -> ir.Value | None:
 
 
 def _in_order(node: ir.Node) -> ir.Value | None:
-    perm = node.attributes.get_ints("perm", ())
-    return present(node, 0) if perm and list(perm) == sorted(perm) else None
+    """A Transpose that moves nothing, or that undoes the one before it."""
+    x, perm = present(node, 0), node.attributes.get_ints("perm", ())
+    if perm and list(perm) == sorted(perm):
+        return x
+    before = x.producer()
+    if before is None or before.op_type != "Transpose":
+        return None
+    first = before.attributes.get_ints("perm", ())
+    undone = bool(perm and first) and [first[p] for p in perm] == sorted(perm)
+    return present(before, 0) if undone else None
 
 
 def _one_piece(node: ir.Node) -> ir.Value | None:
