@@ -101,6 +101,11 @@ class Collective:
     stream: int = 0
     after: tuple[int, ...] = ()
 
+    def attrs_of(self, number: int) -> Attributes:
+        """The attributes for one of several inputs: those in the list `each`, or else the same for all."""
+        each = self.attrs.get("each")
+        return self.attrs if each is None else each[number]
+
 
 Instruction = Launch | Collective
 
