@@ -1,0 +1,135 @@
+"""The moves of a collective, played for all ranks on NumPy arrays, give what the collective gives."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+from onnxmesh.runtime.collectives import execute
+from onnxmesh.runtime.exchange import Moves, moves, staging_bytes
+from onnxmesh.runtime.mesh import Mesh
+from onnxmesh.runtime.placement import Segment, Shard, local_shape
+from onnxmesh.runtime.plan import Buffer, Collective
+from onnxmesh.runtime.threads import run_ranks
+
+RANKS = 4
+PLAIN, MIXED, COPIED, WHOLE = (
+    (Segment(16),),
+    (Segment(8), Segment(16)),
+    (Segment(8, 2), Segment(16)),
+    (Segment(4, RANKS), Segment(8)),
+)
+
+
+def _attrs(segments):
+    return [[s.size, s.copies] for s in segments]
+
+
+def _gather(dim, segments):
+    return "AllGather", {"dim": dim, "segments": _attrs(segments)}, Shard(dim, segments), None
+
+
+def _scatter(dim, segments):
+    return "ReduceScatter", {"dim": dim, "segments": _attrs(segments), "reduce": "sum"}, None, Shard(dim, segments)
+
+
+def _exchange(split, given, concat, held):
+    attrs = {
+        "split_dim": split,
+        "split_segments": _attrs(given),
+        "concat_dim": concat,
+        "concat_segments": _attrs(held),
+    }
+    return "AllToAll", attrs, Shard(concat, held), Shard(split, given)
+
+
+CASES = [
+    *[_gather(dim, segments) for dim in (0, 1, 2) for segments in (PLAIN, MIXED, COPIED, WHOLE)],
+    *[_scatter(dim, segments) for dim in (0, 1, 2) for segments in (PLAIN, MIXED)],
+    *[_exchange(s, given, c, held) for s, c in ((1, 2), (2, 1), (0, 1), (2, 0)) for given in (PLAIN, MIXED) for held in (PLAIN, MIXED)],
+    ("Shift", {"offset": 1}, None, None),
+    ("Shift", {"offset": RANKS}, None, None),
+    ("AllReduce", {"reduce": "sum"}, None, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("kind", "attrs", "held", "given"), CASES)
+def test_moves_do_what_the_collective_does(kind, attrs, held, given, batch):
+    whole = [batch if dim == 0 else 12 for dim in range(3)]
+    for placement in (held, given):
+        if placement is not None:
+            whole[placement.dim] = placement.size
+    item = Collective(kind, "tp", (0,), (1,), attrs)
+    rng = np.random.default_rng(0)
+    shape = local_shape(whole, held, RANKS) if held is not None else tuple(whole)
+    given_arrays = _consistent(rng, held, whole, shape)
+    expected = run_ranks(Mesh.of(tp=RANKS), lambda comm: execute(item, given_arrays[comm.rank], comm, np))
+
+    staged = [0]
+    results = [np.full_like(x, np.nan) for x in expected]
+    played = [_moves(item, given_arrays[r], results[r], r, staged) for r in range(RANKS)]
+    assert all(played)
+    _play([each for each in played if each is not None])
+
+    for result, right in zip(results, expected):
+        np.testing.assert_array_equal(result, right)
+    buffers = [Buffer("float64", x.shape, "arena") for x in (given_arrays[0], expected[0])]
+    assert staging_bytes(item, buffers, RANKS, lambda _, count: 8 * count) == staged[0] // RANKS
+
+
+def _consistent(rng, held, whole, shape):
+    """Every rank's piece; ranks that hold the same part have the same numbers."""
+    if held is None:
+        return [rng.integers(0, 100, shape).astype(np.float64) for _ in range(RANKS)]
+    from onnxmesh.runtime.placement import cut
+
+    x = rng.standard_normal(whole)
+    return [np.ascontiguousarray(cut(x, held, RANKS, rank, np)) for rank in range(RANKS)]
+
+
+def _moves(item, x, out, rank, staged) -> Moves | None:
+    def stage(shape, dtype):
+        staged[0] += int(np.prod(shape)) * 8
+        return np.full(shape, np.nan, dtype)
+
+    return moves(item, [x], [out], RANKS, rank, stage)
+
+
+def _play(ranks: list[Moves]) -> None:
+    """All ranks' moves, step by step. What is sent lies in one run of memory on both sides."""
+    for each in ranks:
+        for source, target in each.pack:
+            target[...] = source
+    for entries in zip(*(each.native for each in ranks)):
+        _native(entries)
+    letters = defaultdict(list)
+    for rank, each in enumerate(ranks):
+        for x, to in each.sends:
+            assert x.flags.c_contiguous
+            letters[rank, to].append(x.copy())
+    for rank, each in enumerate(ranks):
+        for out, source in each.receives:
+            assert out.flags.c_contiguous
+            letter = letters[source, rank].pop(0)
+            out[...] = letter.reshape(out.shape)
+    assert not any(letters.values())
+    for each in ranks:
+        for source, target in each.unpack:
+            target[...] = source
+
+
+def _native(entries) -> None:
+    kind = entries[0][0]
+    for _, source, target, _ in entries:
+        assert source.flags.c_contiguous
+        assert target.flags.c_contiguous
+    flat = [source.reshape(-1) for _, source, _, _ in entries]
+    for rank, (_, _, target, _) in enumerate(entries):
+        if kind == "all_gather":
+            target[...] = np.concatenate(flat).reshape(target.shape)
+        else:
+            total = sum(flat)
+            target[...] = (total if kind == "all_reduce" else np.split(total, RANKS)[rank]).reshape(target.shape)
