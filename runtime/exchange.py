@@ -28,8 +28,8 @@ class Moves:
 
     Attributes:
         pack: (from, to) copies before sending.
-        native: (kind, from, to, reduction) for what the library has itself: all_reduce, reduce_scatter (from n pieces in a
-            row), all_gather (to n pieces in a row).
+        native: (kind, from, to, reduction) for what the library has itself: all_reduce, reduce_scatter (from n pieces
+            in a row), all_gather (to n pieces in a row).
         sends: (array, position in the group). Messages between two ranks match in order.
         receives: (array, position).
         unpack: (from, to) copies at the end.

@@ -160,11 +160,11 @@ class NcclCommunicator(Communicator):
         group, x = self._group(axis), self._xp.ascontiguousarray(x)
         if len(group) == 1:
             return x.copy()
-        if not _is_native(op, x):
+        if not is_native(op, x):
             return self._reduced(op, self._gathered(x, group))
         out = self._xp.empty_like(x)
         if x.size:
-            kind, operation = self._kinds(op, x)
+            kind, operation = self.kinds(op, x)
             self.groups.of(group).allReduce(x.data.ptr, out.data.ptr, x.size, kind, operation, self._stream())
         return out
 
@@ -174,11 +174,11 @@ class NcclCommunicator(Communicator):
         pieces = self._pieces(x, len(group), dim)
         if len(group) == 1:
             return pieces[0].copy()
-        if not _is_native(op, x):
+        if not is_native(op, x):
             return self._reduced(op, self._exchanged(pieces, group))
         out = self._xp.empty_like(pieces[0])
         if out.size:
-            kind, operation = self._kinds(op, x)
+            kind, operation = self.kinds(op, x)
             communicator = self.groups.of(group)
             communicator.reduceScatter(pieces.data.ptr, out.data.ptr, out.size, kind, operation, self._stream())
         return out
@@ -205,8 +205,8 @@ class NcclCommunicator(Communicator):
         check_reduction(op, x.dtype.name)
         group, x = self._group(axis), self._xp.ascontiguousarray(x)
         is_root = self._is_root(group, root)
-        if len(group) > 1 and x.size and _is_native(op, x):
-            out, (kind, operation) = self._xp.empty_like(x), self._kinds(op, x)
+        if len(group) > 1 and x.size and is_native(op, x):
+            out, (kind, operation) = self._xp.empty_like(x), self.kinds(op, x)
             communicator = self.groups.of(group)
             communicator.reduce(x.data.ptr, out.data.ptr, x.size, kind, operation, root, self._stream())
             return out if is_root else None
@@ -280,7 +280,7 @@ class NcclCommunicator(Communicator):
     def _stream(self) -> int:
         return int(self._xp.cuda.get_current_stream().ptr)
 
-    def _kinds(self, op: str, x: Array) -> tuple[int, int]:
+    def kinds(self, op: str, x: Array) -> tuple[int, int]:
         """NCCL's numbers for the dtype and the reduction."""
         return getattr(self._nccl, f"NCCL_{_TYPES[x.dtype.name]}"), getattr(self._nccl, f"NCCL_{op.upper()}")
 
@@ -357,7 +357,7 @@ class NcclCommunicator(Communicator):
             self._nccl.groupEnd()
 
 
-def _is_native(op: str, x: Array) -> bool:
+def is_native(op: str, x: Array) -> bool:
     """Whether NCCL's own reduction means what REDUCTIONS says."""
     is_float = x.dtype.kind == "f" or is_narrow(x.dtype)
     return x.dtype.name in _TYPES and not (is_float and op in ("min", "max"))

@@ -48,7 +48,12 @@ def _exchange(split, given, concat, held):
 CASES = [
     *[_gather(dim, segments) for dim in (0, 1, 2) for segments in (PLAIN, MIXED, COPIED, WHOLE)],
     *[_scatter(dim, segments) for dim in (0, 1, 2) for segments in (PLAIN, MIXED)],
-    *[_exchange(s, given, c, held) for s, c in ((1, 2), (2, 1), (0, 1), (2, 0)) for given in (PLAIN, MIXED) for held in (PLAIN, MIXED)],
+    *[
+        _exchange(s, given, c, held)
+        for s, c in ((1, 2), (2, 1), (0, 1), (2, 0))
+        for given in (PLAIN, MIXED)
+        for held in (PLAIN, MIXED)
+    ],
     ("Shift", {"offset": 1}, None, None),
     ("Shift", {"offset": RANKS}, None, None),
     ("AllReduce", {"reduce": "sum"}, None, None),
