@@ -14,9 +14,9 @@ from onnxmesh.compiler.ir.view import shape_of
 from onnxmesh.compiler.ops.collectives import COLLECTIVES, VIEWS
 from onnxmesh.passes.fuse_expression import fuse_group
 from onnxmesh.passes.fuse_groups import Group, Groups
-from onnxmesh.passes.match import Finding, given, label, only_user, other, producer, users
+from onnxmesh.passes.match import Finding, given, label, last_axis, only_user, other, producer, users
 from onnxmesh.runtime.kernels.elementwise import ELEMENTWISE
-from onnxmesh.runtime.kernels.fused import CORES
+from onnxmesh.runtime.kernels.fused import CORES, ROTARY
 
 NORMS = CORES["FusedNorm"]
 ACTIVATIONS = ("Relu", "Gelu", "Swish")
@@ -133,12 +133,10 @@ def _norms(groups: Groups) -> Iterator[Finding]:
 
 def _norm(groups: Groups, node: ir.Node) -> Iterator[Finding]:
     """What is done to a norm's result, and what was done to its input: a residual is added, and read again later."""
-    path, value = [node], given(node, 0)
-    while (user := _next(groups, path, *ELEMENTWISE)) is not None:
-        path.append(user)
+    path, value = _after_norm(groups, node), given(node, 0)
     group = groups.start(path, node)
     groups.grow(group)
-    before = producer(value)
+    before = producer(value, *ELEMENTWISE)
     if groups.is_free(before) and not groups.share(group, value):
         yield Finding(NORM, label(node), False, "what is added after it may depend on its input")
     if len(group.times) > 1:
@@ -147,6 +145,23 @@ def _norm(groups: Groups, node: ir.Node) -> Iterator[Finding]:
         sent = producer(read, "AllReduce", "ReduceScatter")
         if sent is not None:
             yield Finding(REDUCED, label(node), False, f"{_article(sent)} is an instruction of its own")
+
+
+def _after_norm(groups: Groups, node: ir.Node) -> list[ir.Node]:
+    """A norm and the chain of its readers: elementwise ops, and a Rotary where a row of the norm is a row of it."""
+    path = [node]
+    while (user := _next(groups, path, *ELEMENTWISE, ROTARY)) is not None:
+        if user.op_type == ROTARY and not _turns(path, user):
+            break
+        path.append(user)
+    return path
+
+
+def _turns(path: list[ir.Node], rotary: ir.Node) -> bool:
+    """Whether a Rotary is the first of a path, turns what the path makes and nothing else, and row by row."""
+    value = path[-1].outputs[0]
+    alone = given(rotary, 0) is value and len(value.uses()) == 1
+    return alone and last_axis(path[0], default=-1) and all(node.op_type != ROTARY for node in path)
 
 
 # --- what is left -------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from onnxmesh.compiler.ir.view import is_constant, plain_attrs, shape_of
 from onnxmesh.passes.build import is_folded
 from onnxmesh.passes.fuse_groups import Group
 from onnxmesh.runtime import recipe as evaluation
+from onnxmesh.runtime.kernels.elementwise import ELEMENTWISE
 
 DOMAIN = "onnxmesh"
 
@@ -31,7 +32,7 @@ class Expression:
 
     def _node(self, node: ir.Node) -> list[Any]:
         attrs = plain_attrs(node)
-        literals = {} if node is self._group.core else _literals(node)
+        literals = _literals(node) if node.op_type in ELEMENTWISE else {}
         operands = [literals.get(value) or self._operand(value) for value in node.inputs]
         return [node.op_type, *([attrs] if attrs else []), *operands]
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from onnxmesh.compiler.ir.view import shape_of
 from onnxmesh.runtime.kernels.elementwise import ELEMENTWISE
+from onnxmesh.runtime.kernels.fused import ROTARY
 
 LIMIT = 48
 """Ops in an expression, each counted as often as it stands there."""
@@ -58,8 +60,8 @@ class Groups:
         self._of: dict[ir.Node, Group] = {}
 
     def is_free(self, node: ir.Node | None) -> bool:
-        """Whether the node is elementwise and in no group."""
-        return node is not None and node.op_type in ELEMENTWISE and node not in self._of
+        """Whether the node is elementwise or a Rotary, and in no group."""
+        return node is not None and (node.op_type in ELEMENTWISE or node.op_type == ROTARY) and node not in self._of
 
     def start(self, path: list[ir.Node], core: ir.Node | None = None) -> Group:
         """A group of a chain of nodes, the last of which is the root."""
@@ -109,11 +111,20 @@ class Groups:
         return sum(group.times.get(use.node, 0) for use in node.outputs[0].uses())
 
     def _fits(self, node: ir.Node, group: Group) -> bool:
-        return group.size + self._times(node, group) <= LIMIT
+        return group.size + self._times(node, group) <= LIMIT and (node.op_type != ROTARY or _may_rotate(group, node))
 
     def _is_inside(self, node: ir.Node, group: Group) -> bool:
+        """Whether only the group reads what the node makes, and not as a table of a Rotary."""
         value = node.outputs[0]
-        return not value.is_graph_output() and all(user in group.times for user in value.consumers())
+        tables = (use.node.op_type == ROTARY and use.idx > 0 for use in value.uses())
+        inside = all(user in group.times for user in value.consumers())
+        return inside and not value.is_graph_output() and not any(tables)
+
+
+def _may_rotate(group: Group, node: ir.Node) -> bool:
+    """Whether a Rotary may join: the first one, not before a norm, and of the result's shape."""
+    first = group.core is None and all(member.op_type != ROTARY for member in group.times)
+    return first and shape_of(node.outputs[0]) == shape_of(group.root.outputs[0])
 
 
 def _ranked(graph: ir.Graph) -> dict[ir.Node, int]:

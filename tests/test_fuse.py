@@ -20,6 +20,7 @@ from onnxmesh.compiler.options import CpStrategy, Options
 from onnxmesh.passes.build import add_constant
 from onnxmesh.passes.fuse import fuse
 from onnxmesh.passes.match import Finding
+from onnxmesh.runtime.errors import PlanError
 from onnxmesh.runtime.kernels.fused import steps
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.session import Session
@@ -216,6 +217,69 @@ def test_a_norm_whose_modulation_needs_its_input() -> None:
     result = net.fused(net.op("Mul", norm, scale))
     assert result.ops == ["Add", "MatMul", "FusedNorm"]
     assert "what is added after it may depend on its input" in result.misses
+
+
+def rotary(net: Net, x: ir.Value, interleaved: int, *, last: int = WIDTH) -> ir.Value:
+    """x [..., 8] in float32 and back, turned by tables [3, last]."""
+    wide = net.op("Cast", x, to=1, dtype=np.float32)
+    tables = (net.input(3, last, dtype=np.float32) for _ in range(2))
+    turned = net.op("Rotary", wide, *tables, interleaved=interleaved, dtype=np.float32, shape=tuple(x.shape or ()))
+    return net.op("Cast", turned, to=int(ir.DataType.BFLOAT16))
+
+
+@pytest.mark.parametrize(("interleaved", "last"), [(0, WIDTH), (1, WIDTH // 2)])
+def test_a_rotary_joins_the_casts_around_it(interleaved: int, last: int) -> None:
+    net = Net(ml_dtypes.bfloat16)
+    result = net.fused(rotary(net, net.op("Exp", net.input(*ROWS, WIDTH)), interleaved, last=last))
+    turned = ["Rotary", {"interleaved": interleaved}, ["Cast", {"to": "float32"}, ["Exp", 0]], 1, 2]
+    assert result.expressions == [["Cast", {"to": "bfloat16"}, turned]]
+
+
+def test_a_rotary_joins_the_norm_before_it() -> None:
+    net = Net(ml_dtypes.bfloat16)
+    norm = net.op("RMSNormalization", net.input(*ROWS, WIDTH), net.input(WIDTH), axis=-1)
+    result = net.fused(rotary(net, norm, 1))
+    assert result.ops == ["FusedNorm"]
+    assert [f.reason for f in result.findings] == ["RMSNormalization Cast Rotary Cast"]
+
+
+def test_a_rotary_needs_whole_rows_of_the_norm_before_it() -> None:
+    net = Net(ml_dtypes.bfloat16)
+    norm = net.op("RMSNormalization", net.input(*ROWS, WIDTH), net.input(3, WIDTH), axis=1)
+    assert net.fused(rotary(net, norm, 1)).ops == ["FusedNorm", "Fused"]
+
+
+def test_an_expression_holds_one_rotary_of_tables_in_memory() -> None:
+    net = Net()
+    x, cos, sin = net.input(*ROWS, WIDTH), net.op("Cos", net.input(3, WIDTH)), net.op("Sin", net.input(3, WIDTH))
+    turned = net.op("Rotary", x, cos, sin, interleaved=0)
+    twice = net.op("Rotary", net.op("Neg", turned), cos, net.input(3, WIDTH), interleaved=0)
+    assert net.fused(twice).ops == ["Cos", "Sin", "Rotary", "Fused"]
+
+
+def test_a_rotary_does_not_join_a_larger_result_or_stand_before_a_norm() -> None:
+    net = Net()
+    turned = net.op("Rotary", net.input(3, WIDTH), net.input(WIDTH), net.input(WIDTH), interleaved=0)
+    assert net.fused(net.op("Add", net.input(*ROWS, WIDTH), net.op("Neg", turned))).ops == ["Rotary", "Fused"]
+    net = Net()
+    turned = net.op("Rotary", net.input(3, WIDTH), net.input(WIDTH), net.input(WIDTH), interleaved=0)
+    norm = net.op("RMSNormalization", net.op("Neg", turned), net.input(WIDTH), axis=-1)
+    assert net.fused(norm).ops == ["Rotary", "FusedNorm"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expr"),
+    [
+        ("Fused", ["Rotary", ["Rotary", 0, 1, 2], 1, 2]),
+        ("Fused", ["Rotary", 0, ["Cos", 1], 2]),
+        ("Fused", ["Rotary", 0, 1]),
+        ("FusedNorm", ["RMSNormalization", ["Neg", ["Rotary", 0, 1, 2]], 3]),
+        ("FusedMatMul", ["Rotary", ["MatMul", 0, 1], 2, 3]),
+    ],
+)
+def test_expressions_with_another_rotary_are_refused(kind: str, expr: Any) -> None:
+    with pytest.raises(PlanError):
+        steps(kind, json.dumps(expr), 4)
 
 
 SWEEP: list[tuple[str, Mapping[str, int], CpStrategy]] = [

@@ -6,9 +6,9 @@ Equal parts of an expression are computed once. Every op computes and rounds as 
 
 | op | its expression holds |
 |---|---|
-| Fused | elementwise ops only |
-| FusedNorm | also one LayerNormalization or RMSNormalization; a second output is what that one normalises |
-| FusedMatMul | also one MatMul, of inputs 0 and 1 |
+| Fused | elementwise ops, and at most one Rotary, of two tables that are inputs |
+| FusedNorm | one LayerNormalization or RMSNormalization, before a Rotary; its second output is that one's input |
+| FusedMatMul | one MatMul, of inputs 0 and 1, and elementwise ops |
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ CORES = {
     "FusedMatMul": frozenset(("MatMul",)),
 }
 """The ops besides elementwise ones of which a fused op's expression holds exactly one."""
+ROTARY = "Rotary"
+"""The op that a Fused and a FusedNorm may hold once."""
 LITERAL = "Literal"
 
 
@@ -103,7 +105,23 @@ def steps(kind: str, text: str, inputs: int) -> tuple[Step, ...]:
         raise PlanError(f"the expression of a {kind} holds one {' or '.join(sorted(CORES[kind]))}: {text}")
     if kind == "FusedMatMul" and cores[0].operands != (0, 1):
         raise PlanError(f"the MatMul of a FusedMatMul is of inputs 0 and 1: {text}")
+    _check_rotary(result, CORES[kind], inputs, text)
     return tuple(result)
+
+
+def _check_rotary(program: Sequence[Step], cores: frozenset[str], inputs: int, text: str) -> None:
+    """At most one, of tables that are inputs, and not before a norm."""
+    places = [i for i, step in enumerate(program) if step.op == ROTARY]
+    for at in places:
+        x, *tables = program[at].operands
+        if len(places) > 1 or x is None or len(tables) != 2 or any(t is None or t >= inputs for t in tables):
+            raise PlanError(f"an expression holds one Rotary at most, and its tables are inputs: {text}")
+    turned: set[int | None] = {inputs + at for at in places}
+    for number, step in enumerate(program, inputs):
+        if turned.intersection(step.operands):
+            turned.add(number)
+            if step.op in cores:
+                raise PlanError(f"a Rotary stands before the {step.op}: {text}")
 
 
 def parts(expression: Any, kind: str = "Fused") -> tuple[str, Mapping[str, Any], Sequence[Any]]:
@@ -157,7 +175,7 @@ def _run(call: Call, step: Step, arrays: Sequence[Array | None]) -> Array:
 
 
 def _shape(xp: Any, op: str, arrays: Sequence[Array]) -> tuple[int, ...]:
-    if op in CORES["FusedNorm"]:
+    if op in CORES["FusedNorm"] or op == ROTARY:
         return arrays[0].shape
     if op == "MatMul":
         a, b = arrays[0].shape, arrays[1].shape
@@ -166,4 +184,5 @@ def _shape(xp: Any, op: str, arrays: Sequence[Array]) -> tuple[int, ...]:
 
 
 def _is_op(name: Any, kind: str) -> bool:
-    return isinstance(name, str) and (name in ELEMENTWISE or name in CORES[kind])
+    rotates = name == ROTARY and kind != "FusedMatMul"
+    return isinstance(name, str) and (name in ELEMENTWISE or name in CORES[kind] or rotates)
