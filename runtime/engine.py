@@ -54,8 +54,9 @@ class Engine:
         self._arena = xp.empty(program.arena_bytes, xp.uint8)
         self._inputs = [xp.empty(b.shape, dtype(b.dtype)) for b in self._input_buffers()]
         self._weights = weights
-        self._arrays = [self._bind(buffer) for buffer in program.buffers]
-        self._steps = [self._step(item) for item in program.instructions]
+        self._given: dict[int, Array] = {}
+        self._late: list[tuple[Array, Array]] = []
+        self._prepare()
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Run the program on local `inputs`, in the order of the program's; the local outputs.
@@ -67,10 +68,42 @@ class Engine:
         """
         for buffer, given in zip(self._inputs, inputs, strict=True):
             buffer[...] = given
+        self.run_bound()
+        return [self._arrays[port.buffer] for port in self.program.outputs]
+
+    def run_bound(self) -> None:
+        """Run the program on what the input buffers hold. Raises as `run`."""
         with np.errstate(all="ignore"):
             for index, (item, step) in enumerate(zip(self.program.instructions, self._steps)):
                 self._do(index, item, step)
-        return [self._arrays[port.buffer] for port in self.program.outputs]
+            for target, source in self._late:
+                target[...] = source
+
+    def rebind(self, inputs: Sequence[Array | None], outputs: Sequence[Array | None]) -> None:
+        """Use given memory: read inputs there, write outputs there. None: memory of the engine's own.
+
+        Args:
+            inputs: row-major arrays of the local shapes and dtypes, in the order of the program's inputs.
+            outputs: likewise of its outputs; an output that is a part of other memory is copied there at the end.
+        """
+        for number, (buffer, given) in enumerate(zip(self._input_buffers(), inputs, strict=True)):
+            self._inputs[number] = self._xp.empty(buffer.shape, dtype(buffer.dtype)) if given is None else given
+        self._given = {}
+        late = []
+        for port, given in zip(self.program.outputs, outputs, strict=True):
+            if given is None:
+                continue
+            if self.program.buffers[port.buffer].kind == "arena" and port.buffer not in self._given:
+                self._given[port.buffer] = given
+            else:
+                late.append((given, port.buffer))
+        self._prepare()
+        self._late = [(given, self._arrays[buffer]) for given, buffer in late]
+
+    def _prepare(self) -> None:
+        """Bind every buffer to its memory, and look up what every instruction does there."""
+        self._arrays = [self._bind(number) for number in range(len(self.program.buffers))]
+        self._steps = [self._step(item) for item in self.program.instructions]
 
     def array(self, buffer: int) -> Array:
         """The memory of a buffer, by its number in the program."""
@@ -129,9 +162,12 @@ class Engine:
         """For every input its local type. An input that the program does not read has its port's buffer."""
         return [self.program.buffers[port.buffer] for port in self.program.inputs]
 
-    def _bind(self, buffer: Buffer) -> Array:
+    def _bind(self, number: int) -> Array:
+        buffer = self.program.buffers[number]
+        if number in self._given:
+            return self._given[number]
         if buffer.kind == "view":
-            return self._bind(self.program.buffers[buffer.source]).reshape(buffer.shape)
+            return self._bind(buffer.source).reshape(buffer.shape)
         if buffer.kind == "weight":
             return self._weights[buffer.source].reshape(buffer.shape)
         if buffer.kind == "input":
