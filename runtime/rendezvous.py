@@ -25,6 +25,12 @@ PORT = 29417
 """Where the store listens if nothing says so."""
 
 _AGENT_STORE_OFFSET = 17
+_BEAT = 1.0
+"""Seconds between two signs of life of a rank that watches."""
+_SILENT = 3.5
+"""Seconds without a sign of life after which a rank counts as silent."""
+_ANSWER = 2.0
+"""Seconds that the store may take to answer."""
 _VARIABLES = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun, and by convention everything
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -85,6 +91,7 @@ class StoreServer:
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self._values: dict[str, str] = {}
+        self._seen: dict[int, float] = {}
         self._present = 0
         self._changed = threading.Condition()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -97,6 +104,12 @@ class StoreServer:
         with self._changed:
             self._values.setdefault("failure", f"{rank} {error}")
             self._changed.notify_all()
+
+    def silent(self) -> list[int]:
+        """The ranks that watch, or did, and have given no sign of life lately."""
+        with self._changed:
+            now = time.monotonic()
+            return sorted(rank for rank, seen in self._seen.items() if now - seen > _SILENT)
 
     def close(self, linger: float = 0.0) -> None:
         """Stop listening, once the ranks have left, but after `linger` seconds at most."""
@@ -121,6 +134,7 @@ class StoreServer:
                     self._count(1)
                 elif request["op"] == "bye" and rank is not None:
                     self._count(-1)
+                    self._seen.pop(rank, None)
                     rank = None
                 frames.send(connection, self._answer(request))
         if rank is not None:
@@ -134,6 +148,10 @@ class StoreServer:
                 self._changed.notify_all()
         elif request["op"] == "fail":
             self.fail(int(request["rank"]), str(request["error"]))
+            return {"silent": self.silent()}
+        elif request["op"] == "watch":
+            self._seen[int(request["rank"])] = time.monotonic()
+            return self._get("", _BEAT)
         elif request["op"] == "get":
             return self._get(str(request["key"]), float(request["timeout"]))
         return {}
@@ -188,12 +206,20 @@ class Store:
             hint="have all ranks been started? if one is only slow, raise the timeout",
         )
 
-    def fail(self, error: BaseException) -> None:
-        """Tell the other ranks that this one has failed; over a connection of its own, since another may be waiting."""
-        text = f"{type(error).__name__}: {error}"
+    def fail(self, error: BaseException) -> list[int]:
+        """Tell the other ranks that this one has failed; the ranks that have given no sign of life lately.
+
+        This goes over a connection of its own, since another may be waiting. A store that does not answer is rank 0's
+        fault, as far as anyone can tell.
+        """
+        text = " ".join(f"{type(error).__name__}: {error.args[0] if error.args else error}".split())
         with suppress(OSError, RunError), _connect(*self._address, 1.0) as connection:
+            connection.settimeout(_ANSWER)
             frames.send(connection, {"op": "fail", "rank": self.rank, "error": text})
-            frames.receive(connection)
+            frame = frames.receive(connection)
+            if frame is not None:
+                return [int(rank) for rank in frame[0].get("silent", ())]
+        return [0]
 
     def watch(self, callback: Callable[[PeerFailed], None]) -> None:
         """Call `callback` from another thread when a rank fails or the store is gone."""
@@ -217,7 +243,7 @@ class Store:
         failure = "-1 the rank that holds the store has ended"
         with suppress(OSError):
             while not self._closed:
-                frames.send(connection, {"op": "get", "key": "", "timeout": 3600})
+                frames.send(connection, {"op": "watch", "rank": self.rank})
                 frame = frames.receive(connection)
                 if frame is None or "failure" in frame[0]:
                     failure = frame[0]["failure"] if frame else failure
@@ -228,6 +254,7 @@ class Store:
     def _ask(self, request: frames.Header) -> frames.Header:
         try:
             with self._lock:
+                self._socket.settimeout(float(request.get("timeout", 0)) + _ANSWER)
                 frames.send(self._socket, request)
                 frame = frames.receive(self._socket)
         except OSError:
@@ -263,7 +290,8 @@ def _failure(text: str) -> PeerFailed:
 class World:
     """All ranks of a job, met over a store. Without a place it is a world of one.
 
-    With `serve` rank 0 holds the store; else the process that started the ranks does.
+    With `serve` rank 0 holds the store; else the process that started the ranks does. Ranks that another library has
+    brought together meet by `from_mpi` or `meet`.
     """
 
     def __init__(self, place: Place | None = None, timeout: float = 60.0, *, serve: bool = True) -> None:
@@ -277,6 +305,30 @@ class World:
         if serve and place.rank == 0:
             self._server = _serve(place)
         self.store = Store(place.host, place.port, place.rank, timeout)
+
+    @classmethod
+    def from_mpi(cls, comm: Any, timeout: float = 60.0) -> World:
+        """The ranks of an mpi4py communicator; it is used to meet, and not afterwards."""
+        from mpi4py import MPI
+
+        host = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        local_rank = int(host.rank)
+        host.Free()
+        return cls.meet(comm.rank, comm.size, local_rank, comm.bcast, timeout)
+
+    @classmethod
+    def meet(
+        cls, rank: int, size: int, local_rank: int, broadcast: Callable[[Any], Any], timeout: float = 60.0
+    ) -> World:
+        """Ranks that can reach each other already: `broadcast(value)` gives rank 0's value on all of them."""
+        if size == 1:
+            return cls(None, timeout)
+        server = StoreServer("") if rank == 0 else None
+        name, port = broadcast((socket.gethostname(), server.port) if server is not None else None)
+        host = "127.0.0.1" if name == socket.gethostname() else name
+        world = cls(Place(rank, size, local_rank, host, port), timeout, serve=False)
+        world._server = server
+        return world
 
     def allgather(self, value: Any) -> list[Any]:
         """Every rank's value (JSON data), by rank. Raises as `Store.get`."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import Queue
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from onnxmesh.runtime import frames
+from onnxmesh.runtime import frames, rendezvous
 from onnxmesh.runtime.comm import PeerFailed
 from onnxmesh.runtime.errors import RunError
 from onnxmesh.runtime.rendezvous import PORT, Place, Store, StoreServer, World, find_place
@@ -128,6 +130,45 @@ def test_the_first_failure_is_the_one_that_is_told() -> None:
     second.store.fail(ValueError("again"))
     with pytest.raises(PeerFailed, match="rank 1 failed: ValueError: broken"):
         first.store.get("k")
+
+
+def test_a_rank_that_gives_no_sign_of_life_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "_SILENT", 0.3)
+    server = StoreServer()
+    ranks = worlds(3, server)
+    told: Queue[PeerFailed] = Queue()
+    stores = [world.store for world in ranks if world.store is not None]
+    stores[1]._ask({"op": "watch", "rank": 1})  # and never again: it takes a second, too
+    stores[2].watch(told.put)
+    assert stores[0].fail(ValueError("waited")) == [1]
+    assert told.get(timeout=5).error == "ValueError: waited"
+
+
+def test_a_store_that_does_not_answer_is_rank_0_s_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "_ANSWER", 0.2)
+    server = StoreServer()
+    store = Store("127.0.0.1", server.port, 1, 5)
+    monkeypatch.setattr(server, "_answer", lambda request: time.sleep(1))
+    assert store.fail(ValueError("waited")) == [0]
+    with pytest.raises(PeerFailed, match="rank 0 failed: its store"):
+        store.set("k", "v")
+
+
+def test_ranks_that_another_library_brought_together() -> None:
+    box: Queue[object] = Queue()
+
+    def broadcast(rank: int, value: object) -> object:
+        if rank:
+            return box.get(timeout=5)
+        for _ in range(2):
+            box.put(value)
+        return value
+
+    with ThreadPoolExecutor(3) as pool:
+        meet = lambda rank: World.meet(rank, 3, rank, partial(broadcast, rank), 10)  # noqa: E731
+        ranks = list(pool.map(meet, range(3)))
+        assert list(pool.map(lambda world: world.allgather(world.local_rank), ranks)) == [[0, 1, 2]] * 3
+        list(pool.map(World.close, ranks))
 
 
 def test_a_store_that_ends_is_noticed() -> None:
