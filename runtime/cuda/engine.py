@@ -1,32 +1,39 @@
-"""The engine on a GPU: the whole program, collectives included, captured in one CUDA graph.
+"""The engine on a GPU: every instruction prepared once, and the whole program, collectives included, in a CUDA graph.
 
 The first run launches every instruction by itself, which also loads kernels and connects the ranks. The second run
-captures, and from then on a run is one launch. A program that cannot be captured goes on as in the first run.
+captures, and from then on a run is one launch. What cannot be captured splits the graph: it is launched between the
+graphs of what stands before and after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import onnxmesh.runtime.cuda.kernels  # noqa: F401  (registers them)
+import onnxmesh.runtime.cuda.kernels
+import onnxmesh.runtime.cuda.launch_all  # noqa: F401  (both register)
 from onnxmesh.runtime.comm import Communicator
-from onnxmesh.runtime.cuda import gemm
+from onnxmesh.runtime.cuda import collectives
 from onnxmesh.runtime.cuda.device import import_cupy
+from onnxmesh.runtime.cuda.launchers import Job, Workspace, prepare
+from onnxmesh.runtime.cuda.streams import Streams, Task
 from onnxmesh.runtime.dtypes import dtype, is_float8
-from onnxmesh.runtime.engine import Engine, Hook
+from onnxmesh.runtime.engine import Engine, Hook, InstructionTime
 from onnxmesh.runtime.errors import PlanError
 from onnxmesh.runtime.kernels.registry import Array
-from onnxmesh.runtime.plan import Launch, Program
+from onnxmesh.runtime.nccl import NcclCommunicator
+from onnxmesh.runtime.plan import Collective, Instruction, Launch, Program
 
 if TYPE_CHECKING:
     from onnxmesh.runtime.cuda.device import CudaDevice
 
-_NEED_GEMM = frozenset(("MatMul", "FusedMatMul", "Attention", "AttentionBlock", "Conv", "ConvTranspose", "Einsum"))
-_NEVER = frozenset(("Compress", "Resize"))
-"""What waits for the device."""
+_WAITS = frozenset(("Compress", "Resize"))
+"""Generic kernels that wait for the device."""
+_ATTEMPTS = 16
+"""After so many instructions that turn out not to be capturable, the program runs without graphs."""
 
 
 class CudaEngine(Engine):
@@ -35,7 +42,8 @@ class CudaEngine(Engine):
     Raises PlanError for a program with 8-bit floats, of which CuPy has no arrays.
 
     Attributes:
-        not_captured: why the program is not in a CUDA graph; empty if it is, or may yet be.
+        not_captured: the instructions that no graph holds, with reasons.
+        generic: the instructions without a launcher of their own.
     """
 
     def __init__(
@@ -48,59 +56,178 @@ class CudaEngine(Engine):
     ) -> None:
         _check_dtypes(program)
         self._device = device
-        self._graph: Any = None
-        self._runs = 0
-        self._scratch = import_cupy().cuda.MemoryPool()  # what a graph uses between its kernels
+        self._pieces: list[Any] = []
+        self._scratch = import_cupy().cuda.MemoryPool()  # of generic kernels
+        self._workspace = Workspace()
+        self._streams = Streams(device.stream, apart=hook is None)
+        self._staging: dict[int, collectives.Staging] = {}
+        self.not_captured: list[str] = []
+        self.generic: list[str] = []
         super().__init__(program, weights, communicator, device.xp, hook)
-        self.not_captured = _obstacle(program) if device.graph and hook is None else "not asked for"
 
     @property
     def captured(self) -> bool:
         """Whether a run is the launch of one CUDA graph."""
-        return self._graph is not None
+        return len(self._pieces) == 1 and not isinstance(self._pieces[0], Task)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Enqueue the program on the device's stream; see Engine.run."""
         with self._device.scope():
             for buffer, given in zip(self._inputs, inputs, strict=True):
                 _fill(buffer, given)
-            if self._runs == 1 and not self.not_captured:
-                self._capture()
-            if self._graph is not None:
-                self._graph.launch(self._device.stream)
-            else:
-                self._launch()
-            self._runs += 1
+            self.run_bound()
             return [self._arrays[port.buffer] for port in self.program.outputs]
 
-    def close(self) -> None:
-        """Let the graph go: NCCL waits for graphs before it ends (pytorch/pytorch#115388)."""
-        self._graph = None
+    def run_bound(self) -> None:
+        """Enqueue the program on the device's stream, for what the input buffers hold."""
+        with self._device.scope():
+            if self._runs == 1 and self._device.graph and self.hook is None:
+                self._capture()
+            if self._pieces:
+                self._replay()
+            else:
+                self._enqueue(self._tasks)
+            self._runs += 1
 
-    def _launch(self) -> None:
+    def memory(self) -> dict[str, int]:
+        """Bytes on the device; staging memory counts as workspace, scratch is what generic kernels allocate."""
+        staging = sum(each.nbytes for each in self._staging.values())
+        return {
+            "weights": sum(x.nbytes for x in self._weights),
+            "arena": self._arena.nbytes,
+            "inputs": sum(x.nbytes for x in self._inputs),
+            "workspace": self._workspace.nbytes + staging,
+            "scratch": self._scratch.total_bytes(),
+        }
+
+    def profile(self, repeat: int = 5) -> list[InstructionTime]:
+        """As Engine.profile; by events in a graph, so that launching costs nothing."""
+        from onnxmesh.runtime.cuda.profile import profile
+
+        with self._device.scope(), import_cupy().cuda.using_allocator(self._scratch.malloc):
+            return profile(self._streams, self._tasks, self._launch, self._device.synchronize, repeat)
+
+    def close(self) -> None:
+        """Let the graphs go: NCCL waits for graphs before it ends (pytorch/pytorch#115388)."""
+        self._pieces = []
+
+    # --- preparing ------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        with self._device.scope():
+            self._pieces, self._runs, self.generic = [], 0, []
+            self._arrays = [self._bind(number) for number in range(len(self.program.buffers))]
+            self._tasks = [self._task(index, item) for index, item in enumerate(self.program.instructions)]
+            self._streams.order(self._tasks)
+            _ = self._workspace.ptr
+            self._device.synchronize()
+
+    def _task(self, index: int, item: Instruction) -> Task:
+        ins = [self._arrays[i] if i >= 0 else None for i in item.ins]
+        outs = [self._arrays[i] for i in item.outs]
+        launch = None
+        with self._named(index, item):
+            if isinstance(item, Launch):
+                launch = prepare(self._job(item, ins, outs))
+            elif isinstance(self.communicator, NcclCommunicator):
+                launch = collectives.prepare(item, ins, outs, self.communicator, self._staged(item.stream))
+            if launch is not None:
+                return Task(index, item, launch)
+            step = self._step(item)
+        self.generic.append(self._describe_short(index, item))
+
+        def run(_: int) -> None:
+            for out, result in zip(outs, step(), strict=True):
+                self._store(out, result)
+
+        return Task(index, item, run, obstacle=_obstacle(item))
+
+    def _job(self, item: Launch, ins: Sequence[Array | None], outs: Sequence[Array]) -> Job:
+        constant = tuple(i >= 0 and self._root_kind(i) == "weight" for i in item.ins)
+        return Job(
+            item.kernel, item.attrs, tuple(ins), tuple(outs), constant, self._coordinate, self._workspace, item.node
+        )
+
+    def _root_kind(self, number: int) -> str:
+        buffer = self.program.buffers[number]
+        return self._root_kind(buffer.source) if buffer.kind == "view" else buffer.kind
+
+    def _staged(self, stream: int) -> collectives.Staging:
+        if stream not in self._staging:
+            assert isinstance(self.communicator, NcclCommunicator)
+            size = collectives.staging_size(self.program, self.communicator, stream)
+            self._staging[stream] = collectives.Staging(size)
+        return self._staging[stream]
+
+    # --- running --------------------------------------------------------------------------------------------
+
+    def _enqueue(self, tasks: Sequence[Task]) -> None:
+        """Launch tasks one by one, and have the first stream wait for all of them."""
         with import_cupy().cuda.using_allocator(self._scratch.malloc):
-            for index, (item, step) in enumerate(zip(self.program.instructions, self._steps)):
-                self._do(index, item, step)
+            self._streams.run(tasks, self._launch)
+        if tasks and tasks[-1] is self._tasks[-1]:
+            for target, source in self._late:
+                target[...] = source
+
+    def _launch(self, task: Task, stream: int) -> None:
+        with self._named(task.index, task.item):
+            task.launch(stream)
+        if self.hook is not None:
+            self.hook(task.index, task.item, [self._arrays[out] for out in task.item.outs])
+
+    def _replay(self) -> None:
+        for piece in self._pieces:
+            if isinstance(piece, Task):
+                self._enqueue([piece])
+            else:
+                piece.launch(self._device.stream)
+
+    # --- capturing ------------------------------------------------------------------------------------------
 
     def _capture(self) -> None:
-        stream, cupy = self._device.stream, import_cupy()
         self._device.synchronize()
+        for _ in range(_ATTEMPTS):
+            pieces = list(self._captured())
+            if None not in pieces:
+                break
+        else:
+            pieces = []
+        self.not_captured = [
+            f"{self._describe_short(task.index, task.item)}: {task.obstacle}" for task in self._tasks if task.obstacle
+        ]
+        if self._everywhere(bool(pieces)):
+            self._pieces = pieces
+        elif pieces:
+            self.not_captured.append("another rank could not capture its program")
+
+    def _captured(self) -> Iterator[Any]:
+        """Graphs, and between them tasks that are none; None where a task has just turned out to be one of those."""
+        for alone, group in groupby(self._tasks, lambda task: bool(task.obstacle)):
+            if alone:
+                yield from group
+            else:
+                yield self._graph(list(group))
+
+    def _graph(self, tasks: Sequence[Task]) -> Any:
+        stream, cupy = self._device.stream, import_cupy()
+        failed, reason = None, ""
         stream.begin_capture()
         try:
-            self._launch()
+            self._enqueue(tasks)
         except Exception as error:
-            self.not_captured = " ".join(str(error).split())
+            failed = self._streams.current
+            reason = " ".join(str(error).split())
         try:
             graph = stream.end_capture()
         except cupy.cuda.runtime.CUDARuntimeError as error:
-            self.not_captured = self.not_captured or str(error)
-        if not self._all(not self.not_captured):
-            self.not_captured = self.not_captured or "another rank could not capture it"
-        else:
-            self._graph = graph
-            graph.upload(stream)
+            failed, reason = failed or self._streams.current, reason or str(error)
+        if failed is not None:
+            failed.obstacle = reason
+            return None
+        graph.upload(stream)
+        return graph
 
-    def _all(self, here: bool) -> bool:
+    def _everywhere(self, here: bool) -> bool:
         """Whether it is so on every rank."""
         everyone = tuple(range(self.communicator.mesh.size))
         flag = self._xp.full(1, here, self._xp.uint8)
@@ -113,15 +240,11 @@ def _check_dtypes(program: Program) -> None:
             raise PlanError(f"{buffer.dtype} does not run on GPUs yet", hint='use device="cpu"')
 
 
-def _obstacle(program: Program) -> str:
-    """The first instruction that cannot be captured; empty if there is none."""
-    for item in program.instructions:
-        if isinstance(item, Launch):
-            if item.kernel in _NEED_GEMM and not gemm.available():
-                return f"{item.kernel} of node {item.node!r}: cuBLASLt is missing (pip install nvmath-python)"
-            if item.kernel in _NEVER:
-                return f"{item.kernel} of node {item.node!r} waits for the device"
-    return ""
+def _obstacle(item: Instruction) -> str:
+    """Why a generic kernel cannot be captured; empty if it can, as far as is known."""
+    if isinstance(item, Collective):
+        return ""
+    return "it waits for the device" if item.kernel in _WAITS else ""
 
 
 def _fill(buffer: Array, given: Array) -> None:
