@@ -73,7 +73,7 @@ def _launch(todo: Moves, rank: NcclCommunicator, group: tuple[int, ...]) -> Laun
     from onnxmesh.runtime.cuda.codegen.copy import strided_copy
 
     nccl = import_nccl()
-    communicator = rank.groups.of(group) if len(group) > 1 else None
+    communicator: Any = rank.groups.of(group) if len(group) > 1 else None
     pack = strided_copy(todo.pack) if todo.pack else None
     unpack = strided_copy(todo.unpack) if todo.unpack else None
     calls = [call for entry in todo.native if entry[1].size for call in [_native(rank, communicator, *entry)]]
