@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from onnxmesh.runtime.dtypes import dtype
 from onnxmesh.runtime.kernels.registry import Array
+from onnxmesh.runtime.memory import aligned
+from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Segments, ranges
-from onnxmesh.runtime.plan import Buffer, Collective
+from onnxmesh.runtime.plan import Buffer, Collective, Program
 from onnxmesh.runtime.segments import segments_of
 
 Stage = Callable[[tuple[int, ...], Any], Array]
@@ -58,14 +61,24 @@ def moves(
     return result
 
 
-def staging_bytes(item: Collective, buffers: Sequence[Buffer], ranks: int, align: Callable[[str, int], int]) -> int:
-    """Bytes of staging memory that `moves` asks for; `align` gives those of so many elements of a dtype."""
+def staging_sizes(program: Program, mesh: Mesh) -> dict[int, int]:
+    """Bytes of staging memory by stream: what the largest of its collectives needs."""
+    sizes: dict[int, int] = {}
+    for item in program.instructions:
+        if isinstance(item, Collective):
+            needed = staging_bytes(item, program.buffers, mesh.axis_size(item.axis))
+            sizes[item.stream] = max(sizes.get(item.stream, 0), needed)
+    return sizes
+
+
+def staging_bytes(item: Collective, buffers: Sequence[Buffer], ranks: int) -> int:
+    """Bytes of staging memory that `moves` asks for."""
     total = 0
 
-    def stage(shape: tuple[int, ...], dtype: Any) -> Any:
+    def stage(shape: tuple[int, ...], kind: Any) -> Any:
         nonlocal total
-        total += align(dtype, prod(shape))
-        return _Ghost(shape, dtype)
+        total += aligned(prod(shape) * dtype(kind).itemsize)
+        return _Ghost(shape, kind)
 
     ghosts = [[_Ghost(buffers[i].shape, buffers[i].dtype) for i in side] for side in (item.ins, item.outs)]
     moves(item, ghosts[0], ghosts[1], ranks, 0, stage)

@@ -11,19 +11,18 @@ from typing import Any
 
 from onnxmesh.runtime.cuda.device import import_cupy, import_nccl
 from onnxmesh.runtime.cuda.launchers import Launch
-from onnxmesh.runtime.dtypes import dtype
-from onnxmesh.runtime.exchange import Moves, moves, staging_bytes
+from onnxmesh.runtime.exchange import Moves, moves
 from onnxmesh.runtime.kernels.registry import Array
 from onnxmesh.runtime.memory import aligned
 from onnxmesh.runtime.nccl import NcclCommunicator, is_native
-from onnxmesh.runtime.plan import Collective, Program
+from onnxmesh.runtime.plan import Collective
 
 
 class Staging:
     """Memory in which the collectives of one stream pack and unpack, one after another.
 
     Args:
-        size: bytes; see `staging_size`.
+        size: bytes; see onnxmesh.runtime.exchange.staging_sizes.
     """
 
     def __init__(self, size: int) -> None:
@@ -110,18 +109,3 @@ def _native(rank: NcclCommunicator, communicator: Any, kind: str, x: Array, out:
 def _message(nccl: Any, send: Any, x: Array, peer: int) -> Launch:
     pointer, nbytes, uint8 = int(x.data.ptr), int(x.nbytes), nccl.NCCL_UINT8
     return lambda stream: send(pointer, nbytes, uint8, peer, stream)
-
-
-def staging_size(program: Program, rank: NcclCommunicator, stream: int) -> int:
-    """Bytes of staging memory that the largest collective of a stream needs."""
-    sizes = [
-        staging_bytes(
-            item,
-            program.buffers,
-            rank.mesh.axis_size(item.axis),
-            lambda name, count: aligned(count * dtype(name).itemsize),
-        )
-        for item in program.instructions
-        if isinstance(item, Collective) and item.stream == stream
-    ]
-    return max(sizes, default=0)

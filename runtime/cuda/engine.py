@@ -23,7 +23,9 @@ from onnxmesh.runtime.cuda.streams import Streams, Task
 from onnxmesh.runtime.dtypes import dtype, is_float8
 from onnxmesh.runtime.engine import Engine, Hook, InstructionTime
 from onnxmesh.runtime.errors import PlanError
+from onnxmesh.runtime.exchange import staging_sizes
 from onnxmesh.runtime.kernels.registry import Array
+from onnxmesh.runtime.memory import WORKSPACE_BYTES
 from onnxmesh.runtime.nccl import NcclCommunicator
 from onnxmesh.runtime.plan import Collective, Instruction, Launch, Program
 
@@ -59,6 +61,7 @@ class CudaEngine(Engine):
         self._pieces: list[Any] = []
         self._scratch = import_cupy().cuda.MemoryPool()  # of generic kernels
         self._workspace = Workspace()
+        self._workspace.reserve(WORKSPACE_BYTES)
         self._streams = Streams(device.stream, apart=hook is None)
         self._staging: dict[int, collectives.Staging] = {}
         self.not_captured: list[str] = []
@@ -155,8 +158,8 @@ class CudaEngine(Engine):
     def _staged(self, stream: int) -> collectives.Staging:
         if stream not in self._staging:
             assert isinstance(self.communicator, NcclCommunicator)
-            size = collectives.staging_size(self.program, self.communicator, stream)
-            self._staging[stream] = collectives.Staging(size)
+            sizes = staging_sizes(self.program, self.communicator.mesh)
+            self._staging[stream] = collectives.Staging(sizes[stream])
         return self._staging[stream]
 
     # --- running --------------------------------------------------------------------------------------------
