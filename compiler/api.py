@@ -31,6 +31,7 @@ from onnxmesh.passes.partition import partition
 from onnxmesh.passes.place import Placed, place
 from onnxmesh.passes.recognise import recognise
 from onnxmesh.passes.schedule import schedule
+from onnxmesh.passes.sink import sink
 from onnxmesh.passes.supported import check_supported
 from onnxmesh.passes.worth import check_worth
 from onnxmesh.runtime.mesh import Mesh
@@ -89,7 +90,7 @@ def _normalise(state: Compilation) -> None:
 def _recognise(state: Compilation) -> None:
     state.model, state.findings = recognise(state.loaded)
     check_supported(state.model.graph)
-    alone, _ = fuse(state.model.clone())
+    alone, _ = fuse(sink(state.model.clone()))
     state.survey = survey(state.model.graph, alone.graph)
 
 
@@ -108,7 +109,7 @@ def _shard(axis: str, state: Compilation) -> None:
 
 
 def _fuse(state: Compilation) -> None:
-    state.model, findings = fuse(state.loaded)
+    state.model, findings = fuse(sink(state.loaded))
     state.findings += findings
 
 

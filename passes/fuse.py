@@ -27,7 +27,7 @@ def fuse(model: ir.Model) -> tuple[ir.Model, list[Finding]]:
     """Fuse the nodes of a rank's graph, in place; what was fused, and what nearly."""
     graph = model.graph
     groups = Groups(graph)
-    findings = [*_linear_layers(groups), *_norms(groups), *_chains(groups)]
+    findings = [*linear_layers(groups), *_norms(groups), *_chains(groups)]
     for group in groups.all:
         if len(group.times) > 1:
             fuse_group(graph, group, _op_type(group))
@@ -52,7 +52,8 @@ def _found(pattern: str, group: Group) -> Finding:
 # --- linear layers ------------------------------------------------------------------------------------------
 
 
-def _linear_layers(groups: Groups) -> Iterator[Finding]:
+def linear_layers(groups: Groups) -> Iterator[Finding]:
+    """Start the groups of products and what ends them."""
     for node in groups.nodes:
         if node.op_type == "MatMul" and _is_linear(node):
             path = _epilogue(groups, node)
