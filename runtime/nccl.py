@@ -14,9 +14,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import reduce
+from itertools import combinations
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,18 +41,33 @@ _GRACE = 5.0
 class NcclGroups:
     """NCCL's communicators of one process, one for each group of ranks, made when first used.
 
-    A watchdog aborts them all when another rank fails, or when `guard` lasts longer than the world's timeout.
+    A watchdog aborts them all when another rank fails, when `guard` lasts too long, or when what was `expect`ed does
+    not come. The process is ended if it is inside `attend` or `guard` some seconds later: nobody survives a failed
+    run for long.
+
+    Args:
+        world: all ranks.
+        given: communicators that are there already, by their groups; no others are made then.
+        kept: one of them that stays open when this is closed.
+
+    Attributes:
+        where: says how far the GPU has come, for the message when it comes no further.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, given: Mapping[tuple[int, ...], Any] | None = None, kept: Any = None) -> None:
         self.world = world
         self.failure: Exception | None = None
-        self._communicators: dict[tuple[int, ...], Any] = {}
-        self._deadline: float | None = None
+        self.where: Callable[[], str] = lambda: "for its GPU"
+        self._communicators: dict[tuple[int, ...], Any] = dict(given or {})
+        self._given, self._kept = given is not None, kept
+        self._deadline: tuple[float, float] | None = None
+        self._inside = 0
+        self._expected: deque[tuple[Callable[[], bool], float]] = deque()
         self._closed = threading.Event()
+        if world.size > 1:
+            threading.Thread(target=self._watch, name="onnxmesh-watchdog", daemon=True).start()
         if world.store is not None:
             world.store.watch(self.abort)
-            threading.Thread(target=self._watch, name="onnxmesh-watchdog", daemon=True).start()
 
     def of(self, group: tuple[int, ...]) -> Any:
         """The communicator of `group`; all its ranks ask for it together.
@@ -70,19 +87,43 @@ class NcclGroups:
             raise self.failure
 
     @contextmanager
-    def guard(self) -> Iterator[None]:
-        """Within it the GPU is waited for, and no longer than the timeout."""
+    def attend(self) -> Iterator[None]:
+        """Within it this process works on what all ranks do together, and ends with them."""
         self.check()
-        self._deadline = time.monotonic() + self.world.timeout
+        self._inside += 1
         try:
             yield
         finally:
-            self._deadline = None
+            self._inside -= 1
+
+    @contextmanager
+    def guard(self, seconds: float = 0.0) -> Iterator[None]:
+        """Within it the other ranks are waited for, and no longer than `seconds` (or the world's timeout).
+
+        Inside another guard it is that one which counts.
+        """
+        with self.attend():
+            outer, seconds = self._deadline, seconds or self.world.timeout
+            if outer is None:
+                self._deadline = time.monotonic() + seconds, seconds
+            try:
+                yield
+            except Exception as error:
+                if self.failure is not None:  # what followed from it tells nobody anything
+                    raise self.failure from error
+                raise
+            finally:
+                self._deadline = outer
         self.check()
+
+    def expect(self, done: Callable[[], bool]) -> None:
+        """Abort unless `done()`, which is called from another thread, is true within the world's timeout."""
+        if self.world.size > 1:
+            self._expected.append((done, time.monotonic() + self.world.timeout))
 
     def abort(self, failure: Exception) -> None:
         """End all communication because of `failure`; what waits for it returns. One rank alone has nothing to end."""
-        if self.world.store is None or self.failure is not None or self._closed.is_set():
+        if self.world.size == 1 or self.failure is not None or self._closed.is_set():
             return
         self.failure = failure
         threading.Thread(target=self._end_process, args=(failure,), daemon=True).start()
@@ -95,40 +136,59 @@ class NcclGroups:
         self._closed.set()
         if self.failure is None:
             for communicator in self._communicators.values():
-                communicator.destroy()
+                if communicator is not self._kept:
+                    communicator.destroy()
         self._communicators.clear()
 
     def _connect(self, group: tuple[int, ...]) -> Any:
         nccl, store = import_nccl(), self.world.store
-        assert store is not None
+        if self._given or store is None:
+            raise RunError(f"there is no communicator for ranks {group} among those made from the given one")
         key, position = f"nccl/{','.join(map(str, group))}", group.index(self.world.rank)
         if position == 0:
             store.set(key, nccl.get_unique_id().hex())
-        identity = bytes.fromhex(store.get(key, f"rank {group[0]}"))
         try:
             with self.guard():
+                identity = bytes.fromhex(store.get(key, f"rank {group[0]}"))
                 return nccl.NcclCommunicator(len(group), identity, position)
         except nccl.NcclError as error:
             raise RunError(f"NCCL cannot connect ranks {group}: {error}") from error
 
     def _watch(self) -> None:
-        while not self._closed.wait(0.2):
-            deadline = self._deadline
-            if deadline is not None and time.monotonic() > deadline:
-                error = RunError(
-                    f"rank {self.world.rank} waited {self.world.timeout:g} s for its GPU",
-                    hint="another rank hangs or has left the program; if it is only slow, raise the timeout",
-                )
-                if self.world.store is not None:
-                    self.world.store.fail(error)
-                self.abort(error)
+        while not self._closed.wait(0.2) and self.failure is None:
+            deadline, now = self._deadline, time.monotonic()
+            if deadline is not None and now > deadline[0]:
+                self._give_up(deadline[1])
+            elif self._is_overdue(now):
+                self._give_up(self.world.timeout)
+
+    def _is_overdue(self, now: float) -> bool:
+        while self._expected:
+            done, deadline = self._expected[0]
+            try:
+                finished = done()
+            except Exception:  # whoever waits for it is told
+                finished = True
+            if not finished:
+                return now > deadline
+            self._expected.popleft()
+        return False
+
+    def _give_up(self, seconds: float) -> None:
+        text = f"rank {self.world.rank} waited {seconds:g} s {self.where()}"
+        error = RunError(text, hint="another rank hangs or has left the program; if it is only slow, raise the timeout")
+        silent = self.world.store.fail(error) if self.world.store is not None else []
+        if silent:
+            error.args = (f"{text}; no sign of life from rank {', '.join(map(str, silent))}",)
+        self.abort(error)
 
     def _end_process(self, failure: Exception) -> None:
-        """NCCL's abort may itself hang: nobody survives a failed run for long."""
+        """NCCL's abort may itself hang."""
         time.sleep(_GRACE)
-        if self._deadline is not None and not self._closed.is_set():
-            print(f"onnxmesh: rank {self.world.rank} ends: {failure}", file=sys.stderr, flush=True)
-            os._exit(getattr(failure, "exit_code", 1))
+        while not self._closed.wait(0.2):
+            if self._inside:
+                print(f"error: rank {self.world.rank} ends: {failure.args[0]}", file=sys.stderr, flush=True)
+                os._exit(getattr(failure, "exit_code", 1))
 
 
 class NcclCommunicator(Communicator):
@@ -150,6 +210,29 @@ class NcclCommunicator(Communicator):
         self.rank = self.groups.world.rank
         self._xp = import_cupy()
         self._nccl: Any = import_nccl() if mesh.size > 1 else None
+
+    @classmethod
+    def wrap(cls, mesh: Mesh, communicator: Any, world: World | None = None, timeout: float = 60.0) -> NcclCommunicator:
+        """This rank over an NCCL communicator of the caller's own, which holds all ranks of the mesh in order.
+
+        All ranks call it together, while nothing is under way on `communicator`: it is split into the groups of the
+        mesh's axes. It stays open when this is closed, but is aborted if a rank fails. Without a `world` ranks hear of
+        each other's failures only by waiting in vain.
+
+        Args:
+            communicator: a cupy.cuda.nccl.NcclCommunicator.
+            timeout: seconds that ranks wait for each other; a given world has its own.
+        """
+        rank = int(communicator.rank_id())
+        world = world or World.apart(rank, int(communicator.size()), int(communicator.device_id()), timeout)
+        everyone = tuple(range(mesh.size))
+        given = {everyone: communicator}
+        axes = [axis for axis, size in mesh.axes if size > 1]
+        for count in range(1, len(axes)):
+            for some in combinations(axes, count):
+                group = mesh.group(rank, some)
+                given[group] = communicator.commSplit(group[0], group.index(rank))
+        return cls(mesh, groups=NcclGroups(world, given, communicator))
 
     def on(self, mesh: Mesh) -> NcclCommunicator:
         """The same ranks as another mesh, over the same connections."""

@@ -189,20 +189,21 @@ class Store:
         """Give a key its value."""
         self._ask({"op": "set", "key": key, "value": value})
 
-    def get(self, key: str, who: str = "another rank") -> str:
-        """The value of a key, as soon as there is one.
+    def get(self, key: str, who: str = "another rank", within: float = 0.0) -> str:
+        """The value of a key, as soon as there is one, `within` so many seconds (or the timeout).
 
         Raises:
             PeerFailed: another rank has failed.
             RunError: nobody has set it in time; the message says that `who` is missing.
         """
-        answer = self._ask({"op": "get", "key": key, "timeout": self.timeout})
+        within = within or self.timeout
+        answer = self._ask({"op": "get", "key": key, "timeout": within})
         if "value" in answer:
             return str(answer["value"])
         if "failure" in answer:
             raise _failure(answer["failure"])
         raise RunError(
-            f"rank {self.rank} waited {self.timeout:g} s for {who} in vain",
+            f"rank {self.rank} waited {within:g} s for {who} in vain",
             hint="have all ranks been started? if one is only slow, raise the timeout",
         )
 
@@ -330,13 +331,42 @@ class World:
         world._server = server
         return world
 
-    def allgather(self, value: Any) -> list[Any]:
-        """Every rank's value (JSON data), by rank. Raises as `Store.get`."""
+    @classmethod
+    def apart(cls, rank: int, size: int, local_rank: int, timeout: float = 60.0) -> World:
+        """Ranks without a store: they know their number, and cannot tell each other anything."""
+        world = cls(None, timeout)
+        world.rank, world.size, world.local_rank = rank, size, local_rank
+        return world
+
+    def together(self, error: Exception | None, within: float = 0.0) -> None:
+        """Go on only if no rank has an `error`; every rank calls it. Ranks without a store do not ask each other.
+
+        Args:
+            within: seconds that ranks may arrive after each other; the timeout if not given.
+
+        Raises `error`, or PeerFailed with that of the first rank that has one.
+        """
         if self.store is None:
+            texts = ["" if error is None else str(error)]
+        else:
+            told = "" if error is None else f"{type(error).__name__}: {error.args[0] if error.args else error}"
+            texts = self.allgather(told, within)
+        if error is not None:
+            raise error
+        for rank, text in enumerate(texts):
+            if text:
+                raise PeerFailed(rank, text)
+
+    def allgather(self, value: Any, within: float = 0.0) -> list[Any]:
+        """Every rank's value (JSON data), by rank, `within` so many seconds (or the timeout). Raises as `Store.get`."""
+        if self.size == 1:
             return [value]
+        if self.store is None:
+            raise RunError("the ranks have no store")
         self._met += 1
         self.store.set(f"all/{self._met}/{self.rank}", json.dumps(value))
-        return [json.loads(self.store.get(f"all/{self._met}/{rank}", f"rank {rank}")) for rank in range(self.size)]
+        keys = [f"all/{self._met}/{rank}" for rank in range(self.size)]
+        return [json.loads(self.store.get(key, f"rank {rank}", within)) for rank, key in enumerate(keys)]
 
     def close(self) -> None:
         """Leave. The rank that holds the store waits a moment for the others."""
