@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from onnxmesh.compiler import cost
-from onnxmesh.compiler.cost import H200, DeviceProfile
-from onnxmesh.compiler.ir.rule import replicate
 from onnxmesh.compiler.ir.view import dtype_of, shape_of, view_of
 from onnxmesh.compiler.ops.collectives import VIEWS
 from onnxmesh.runtime.mesh import Mesh
-from onnxmesh.runtime.plan import Buffer, Collective, Program
+from onnxmesh.runtime.plan import Buffer, Collective, Instruction, Launch, Program
+from onnxmesh.runtime.profile import DeviceProfile
 
 _CARRIES = ("Reshape", "Identity", "Cast", "Expand", "Transpose", "Slice", "Concat", "Split")
 """Ops whose output holds the numbers of their inputs."""
@@ -41,7 +40,7 @@ def survey(graph: ir.Graph, fused: ir.Graph) -> Survey:
     return Survey(
         nodes=len(views),
         flops=sum(map(cost.flops, views)),
-        microseconds=sum(cost.computation(view, replicate(view)) for view in (view_of(node, 1) for node in fused)),
+        microseconds=sum(cost.execution(view_of(node, 1)) for node in fused),
         weight_bytes=sum(cost.nbytes(shape_of(v), dtype_of(v)) for v in graph.initializers.values()),
         lookups=_lookups(graph),
     )
@@ -80,31 +79,52 @@ class Timing:
     """Predicted microseconds of one run on one rank.
 
     Attributes:
-        total: from the first instruction to the last; what is sent beside computation costs nothing more.
+        instructions: what each takes by itself.
+        communication: of all collectives, by axis.
+        total: from the first instruction to the last; what is sent beside computation costs the contention alone.
     """
 
+    instructions: Sequence[float]
     compute: float
     communication: Mapping[str, float]
     total: float
 
 
-def timing(graph: ir.Graph, program: Program, mesh: Mesh, device: DeviceProfile = H200) -> Timing:
+def timing(graph: ir.Graph, program: Program, mesh: Mesh, device: DeviceProfile | None = None) -> Timing:
     """Follow the program along its streams. `graph` is the one that it was lowered from."""
-    compute, communication = 0.0, defaultdict[str, float](float)
+    device = device or cost.current()
+    items = program.instructions
+    times = [
+        collective_time(item, program, mesh, device) if isinstance(item, Collective) else _known(node, device)
+        for item, node in zip(items, executed(graph), strict=True)
+    ]
+    communication = defaultdict[str, float](float)
+    for item, time in zip(items, times):
+        if isinstance(item, Collective):
+            communication[item.axis] += time
+    compute = sum(time for item, time in zip(items, times) if isinstance(item, Launch))
+    return Timing(times, compute, dict(communication), _follow(items, times, device.contention))
+
+
+def _known(node: ir.Node, device: DeviceProfile) -> float:
+    return cost.execution(view_of(node, 1), device)
+
+
+def _follow(items: Sequence[Instruction], times: Sequence[float], contention: float) -> float:
+    """When the last instruction ends. A kernel that runs beside a collective is slower for as long."""
     ends: list[float] = []
     free: dict[int, float] = {}
-    for item, node in zip(program.instructions, executed(graph), strict=True):
-        if isinstance(item, Collective):
-            took = collective_time(item, program, mesh, device)
-            communication[item.axis] += took
-        else:
-            view = view_of(node, 1)
-            took = cost.computation(view, replicate(view), device)
-            compute += took
+    sending = 0.0
+    for item, time in zip(items, times):
         start = max([free.get(item.stream, 0.0), *(ends[i] for i in item.after)])
-        free[item.stream] = start + took
-        ends.append(start + took)
-    return Timing(compute, dict(communication), max(ends, default=0.0))
+        end = start + time
+        if isinstance(item, Launch):
+            end += (contention - 1) * min(time, max(0.0, sending - start))
+        elif item.stream:
+            sending = max(sending, end)
+        free[item.stream] = end
+        ends.append(end)
+    return max(ends, default=0.0)
 
 
 def executed(graph: ir.Graph) -> list[ir.Node]:
@@ -114,28 +134,15 @@ def executed(graph: ir.Graph) -> list[ir.Node]:
 
 def bytes_sent(item: Collective, program: Program, mesh: Mesh) -> int:
     """Bytes that one rank sends, by the ring or pairwise algorithm; a piece that every rank holds is not sent."""
-    ranks = mesh.axis_size(item.axis)
-    before = _nbytes(program.buffers[item.ins[0]])
-    after = _nbytes(program.buffers[item.outs[0]])
-    if item.kind == "AllReduce":
-        return 2 * before * (ranks - 1) // ranks
-    if item.kind == "AllGather":
-        return after - before
-    if item.kind == "Shift":
-        return before
-    return before * (ranks - 1) // ranks
+    ranks, buffers = mesh.axis_size(item.axis), program.buffers
+    pairs = [(_nbytes(buffers[before]), _nbytes(buffers[after])) for before, after in zip(item.ins, item.outs)]
+    return sum(int(cost.sent(item.kind, before, after, ranks)) for before, after in pairs)
 
 
-def collective_time(item: Collective, program: Program, mesh: Mesh, device: DeviceProfile = H200) -> float:
+def collective_time(item: Collective, program: Program, mesh: Mesh, device: DeviceProfile | None = None) -> float:
     """Predicted microseconds of one collective."""
-    least = {
-        "AllReduce": device.all_reduce,
-        "ReduceScatter": device.reduce_scatter,
-        "AllGather": device.all_gather,
-        "AllToAll": device.all_to_all,
-        "Shift": device.shift,
-    }[item.kind]
-    return least + bytes_sent(item, program, mesh) / device.link
+    link = (device or cost.current()).link(item.kind, mesh.axis_size(item.axis))
+    return link(bytes_sent(item, program, mesh))
 
 
 def _nbytes(buffer: Buffer) -> int:

@@ -19,6 +19,7 @@ from onnxmesh.compiler.predict import Survey, Timing
 from onnxmesh.passes.match import Finding
 from onnxmesh.passes.place import Placed
 from onnxmesh.passes.roles import ATTENTION, CONTRACTIONS, weight_ports
+from onnxmesh.runtime import footprint
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Placement, Shard, local_shape, text
 from onnxmesh.runtime.plan import Collective, Plan, Port, Spec
@@ -179,6 +180,8 @@ def _rank(plan: Plan, placed: Sequence[Placed], survey: Survey) -> Json:
         "weight_share": share(weights, survey.weight_bytes),
         "activation_bytes": program.arena_bytes,
         "input_bytes": inputs,
+        "workspace_bytes": footprint.workspace_bytes(program, plan.mesh),
+        "device_bytes": footprint.device_bytes(plan),
         "instructions": len(program.instructions),
     }
 
@@ -186,12 +189,13 @@ def _rank(plan: Plan, placed: Sequence[Placed], survey: Survey) -> Json:
 def _time(timing: Timing, survey: Survey) -> Json:
     communication = sum(timing.communication.values())
     return {
-        "device": "H200",
+        "device": cost.current().name,
         "compute_us": round(timing.compute, 3),
         "communication_us": round(communication, 3),
         "hidden_us": round(max(0.0, timing.compute + communication - timing.total), 3),
         "total_us": round(timing.total, 3),
         "one_device_us": round(survey.microseconds, 3),
+        "instructions_us": [round(time, 3) for time in timing.instructions],
     }
 
 

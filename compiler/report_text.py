@@ -139,6 +139,7 @@ def _memory(report: Report) -> str:
         ["weights", size(rank["weight_bytes"]), f"{percent(rank['weight_share'])} of the whole"],
         ["activations", size(rank["activation_bytes"]), "at the peak"],
         ["inputs", size(rank["input_bytes"]), ""],
+        ["on a GPU", size(rank["device_bytes"]), f"with {size(rank['workspace_bytes'])} of scratch at most"],
         ["work", _flops(rank["flops"]), f"{percent(rank['flops_share'])} of the whole"],
     ]
     return _section("One rank holds and does", table(["", "", ""], rows))

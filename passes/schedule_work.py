@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnxmesh.compiler import cost
-from onnxmesh.compiler.cost import H200
 from onnxmesh.compiler.ir.rule import OpView, replicate
 from onnxmesh.compiler.ir.view import dtype_of, shape_of, view_of
 from onnxmesh.compiler.lower import COLLECTIVES, VIEWS
@@ -111,11 +110,4 @@ def _send_time(node: ir.Node) -> float:
     assert before is not None
     ranks = node.attributes.get_int("ranks", 1)
     size, result = (cost.nbytes(shape_of(v), dtype_of(v)) for v in (before, after))
-    least, sent = {
-        "AllReduce": (H200.all_reduce, 2 * size * (ranks - 1) / ranks),
-        "ReduceScatter": (H200.reduce_scatter, size * (ranks - 1) / ranks),
-        "AllGather": (H200.all_gather, result - size),
-        "AllToAll": (H200.all_to_all, size * (ranks - 1) / ranks),
-        "Shift": (H200.shift, size),
-    }[node.op_type]
-    return least + sent / H200.link
+    return cost.current().link(node.op_type, ranks)(cost.sent(node.op_type, size, result, ranks))

@@ -1,0 +1,35 @@
+"""How much memory a plan takes on each rank's device, known before it runs."""
+
+from __future__ import annotations
+
+from math import prod
+
+from onnxmesh.runtime.dtypes import dtype
+from onnxmesh.runtime.exchange import staging_sizes
+from onnxmesh.runtime.memory import WORKSPACE_BYTES, aligned
+from onnxmesh.runtime.mesh import Mesh
+from onnxmesh.runtime.placement import local_shape
+from onnxmesh.runtime.plan import Plan, Port, Program, Weight
+
+
+def local_bytes(tensor: Weight | Port, mesh: Mesh) -> int:
+    """Bytes of one rank's piece of a weight, an input or an output."""
+    shape = tensor.shape
+    for axis, placement in tensor.spec:
+        shape = local_shape(shape, placement, mesh.axis_size(axis))
+    return prod(shape) * dtype(tensor.dtype).itemsize
+
+
+def workspace_bytes(program: Program, mesh: Mesh) -> int:
+    """Bytes of scratch memory on a GPU: of the kernels at most, and of the collectives of each stream."""
+    return WORKSPACE_BYTES + sum(map(aligned, staging_sizes(program, mesh).values()))
+
+
+def device_bytes(plan: Plan) -> int:
+    """Bytes that a rank's session takes on a GPU: weights, inputs, arena, and scratch at most.
+
+    What CUDA and NCCL need for themselves comes on top.
+    """
+    program = plan.programs[0]
+    held = sum(aligned(local_bytes(tensor, plan.mesh)) for tensor in (*plan.weights, *program.inputs))
+    return held + aligned(program.arena_bytes) + workspace_bytes(program, plan.mesh)
