@@ -68,14 +68,14 @@ def run_plan(entry: dict[str, Any], groups: NcclGroups, path: Path) -> dict[str,
                 outputs[seed, name] = got[name]
         (engine,) = session._engines.values()
         assert isinstance(engine, CudaEngine)
-        captured, reason = engine.captured, engine.not_captured
+        captured, reason, generic = engine.captured, "; ".join(engine.not_captured), engine.generic
     if communicator.rank == 0:
         raw = {f"{seed}/{name}": x.view(np.uint8) if x.ndim else x for (seed, name), x in outputs.items()}
         kinds = {f"{seed}/{name}": x.dtype.name for (seed, name), x in outputs.items()}
         np.savez(path.with_suffix(".npz"), **raw)
         return {
             **{"captured": captured, "reason": reason, "first": seconds[0], "again": float(np.median(seconds[2:]))},
-            **{"kinds": kinds, "differing": int(differing)},
+            **{"kinds": kinds, "differing": int(differing), "generic": generic},
         }
     return {}
 
@@ -83,9 +83,13 @@ def run_plan(entry: dict[str, Any], groups: NcclGroups, path: Path) -> dict[str,
 def check_collectives(entry: dict[str, Any], groups: NcclGroups, path: Path) -> dict[str, Any]:
     """Every collective, dtype and reduction over one axis of a mesh: launched, and in a CUDA graph."""
     from collectives import check_all
+    from prepared import check_prepared
 
     communicator = NcclCommunicator(Mesh.of(**entry["mesh"]), groups=groups)
     wrong, count = check_all(communicator, entry["axis"])
+    if communicator.mesh.axis_size(entry["axis"]) == communicator.mesh.size > 1:
+        more, further = check_prepared(communicator, entry["axis"])
+        wrong, count = wrong + more, count + further
     everyone = groups.world.allgather([wrong, count])
     return {"wrong": sorted({text for texts, _ in everyone for text in texts}), "count": count}
 
