@@ -13,7 +13,6 @@ from onnxmesh.runtime.nccl import NcclCommunicator
 from onnxmesh.runtime.plan import Collective
 from onnxmesh.runtime.threads import run_ranks
 
-DTYPES = ("float32", "float16", "bfloat16", "int64")
 STAGING = 1 << 20
 
 
