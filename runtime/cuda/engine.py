@@ -19,6 +19,7 @@ from onnxmesh.runtime.comm import Communicator
 from onnxmesh.runtime.cuda import collectives
 from onnxmesh.runtime.cuda.device import import_cupy
 from onnxmesh.runtime.cuda.launchers import Job, Workspace, prepare
+from onnxmesh.runtime.cuda.progress import Progress, where
 from onnxmesh.runtime.cuda.streams import Streams, Task
 from onnxmesh.runtime.dtypes import dtype, is_float8
 from onnxmesh.runtime.engine import Engine, Hook, InstructionTime
@@ -66,6 +67,7 @@ class CudaEngine(Engine):
         self._staging: dict[int, collectives.Staging] = {}
         self.not_captured: list[str] = []
         self.generic: list[str] = []
+        self._progress = self._watched(program, communicator)
         super().__init__(program, weights, communicator, device.xp, hook)
 
     @property
@@ -113,6 +115,15 @@ class CudaEngine(Engine):
     def close(self) -> None:
         """Let the graphs go: NCCL waits for graphs before it ends (pytorch/pytorch#115388)."""
         self._pieces = []
+
+    @staticmethod
+    def _watched(program: Program, communicator: Communicator) -> Progress | None:
+        """What the communicators say when they wait in vain: the collective that the GPU has come to."""
+        if not isinstance(communicator, NcclCommunicator) or communicator.mesh.size == 1:
+            return None
+        progress = Progress()
+        communicator.groups.where = lambda: where(program, progress.last())
+        return progress
 
     # --- preparing ------------------------------------------------------------------------------------------
 
@@ -174,6 +185,8 @@ class CudaEngine(Engine):
 
     def _launch(self, task: Task, stream: int) -> None:
         with self._named(task.index, task.item):
+            if self._progress is not None and isinstance(task.item, Collective):
+                self._progress.mark(task.index, stream)
             task.launch(stream)
         if self.hook is not None:
             self.hook(task.index, task.item, [self._arrays[out] for out in task.item.outs])
