@@ -12,7 +12,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,52 @@ def read_weights(
     else:
         shards = [_make_shards(plan, weight, source, some) for weight, some in zip(plan.weights, wanted)]
     return [[shards[index][key] for index, key in enumerate(own)] for own in keys]
+
+
+@dataclass(frozen=True)
+class StoredShard:
+    """A shard in an open file: what it holds, and the SHA-256 that its bytes must have."""
+
+    weight: Weight
+    key: str
+    file: ShardFile
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.file.entries[self.weight.name].nbytes
+
+    def read_into(self, view: memoryview, start: int = 0) -> None:
+        """Fill `view` with its bytes from byte `start` on. Threads may do so at once."""
+        self.file.read_into(self.weight.name, view, start)
+
+    def check(self, sha256: str) -> None:
+        """Raise PlanError unless this is the SHA-256 of its bytes."""
+        if sha256 != self.weight.shards.get(self.key):
+            raise PlanError(f"shard {self.key} of weight {self.weight.name!r} in {self.file.path} is damaged")
+
+
+@contextmanager
+def stored_shards(folder: str | Path, plan: Plan, coordinate: Mapping[str, int]) -> Iterator[list[StoredShard]]:
+    """Where the shards of the rank at `coordinate` are, in the order of `plan.weights`; closed after the block.
+
+    Raises PlanError as `load_weights`, except that the bytes are not read and so not checked.
+    """
+    hashed = _hashed(Path(folder), plan)
+    with ExitStack() as stack:
+        keys = [shard_key(weight.spec, plan.mesh, coordinate) for weight in hashed.weights]
+        files = {key: stack.enter_context(_open_shards(Path(folder), hashed, key)) for key in sorted(set(keys))}
+        yield [StoredShard(weight, key, files[key]) for weight, key in zip(hashed.weights, keys)]
+
+
+def made_shards(fetch: Fetch, plan: Plan, coordinate: Mapping[str, int]) -> Iterator[np.ndarray]:
+    """The shards of the rank at `coordinate` from the model's initialisers, one at a time.
+
+    Raises PlanError as `read_weights`.
+    """
+    for weight in plan.weights:
+        key = shard_key(weight.spec, plan.mesh, coordinate)
+        yield _make_shards(plan, weight, fetch, {key})[key]
 
 
 def _hashed(folder: Path, plan: Plan) -> Plan:
@@ -229,8 +275,7 @@ def _open_shards(folder: Path, plan: Plan, key: str) -> Iterator[ShardFile]:
 
 def _read_shard(file: ShardFile, weight: Weight, key: str) -> np.ndarray:
     array = file.read(weight.name)
-    if digest(array) != weight.shards.get(key):
-        raise PlanError(f"shard {key} of weight {weight.name!r} in {file.path} is damaged")
+    StoredShard(weight, key, file).check(digest(array))
     return array
 
 

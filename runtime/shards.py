@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -132,9 +133,24 @@ class ShardFile:
             raise PlanError(f"{self.path}: holds no tensor {name!r}")
         entry = self.entries[name]
         array = np.empty(entry.shape, dtype(entry.dtype))
-        self._file.seek(len(self.header) + entry.start)
-        self._fill(_bytes_of(array))
+        self.read_into(name, _bytes_of(array))
         return array
+
+    def read_into(self, name: str, view: memoryview, start: int = 0) -> None:
+        """Fill `view` with bytes of the tensor `name`, from its byte `start` on. Threads may do so at once.
+
+        Raises:
+            PlanError: the file has become shorter, or cannot be read.
+        """
+        place = len(self.header) + self.entries[name].start + start
+        while len(view):
+            try:
+                count = os.preadv(self._file.fileno(), [view[:_CHUNK]], place)
+            except OSError as error:
+                raise PlanError(f"{self.path}: cannot be read: {error.strerror}") from error
+            if not count:
+                raise PlanError(f"{self.path}: ends too early")
+            view, place = view[count:], place + count
 
     def close(self) -> None:
         """Close the file. May be called again."""
@@ -145,13 +161,6 @@ class ShardFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _fill(self, view: memoryview) -> None:
-        while len(view):
-            count = self._file.readinto(view[:_CHUNK])  # type: ignore[attr-defined]
-            if not count:
-                raise PlanError(f"{self.path}: ends too early")
-            view = view[count:]
 
     def _read_header(self) -> bytes:
         size = self.path.stat().st_size
