@@ -25,11 +25,22 @@ def workspace_bytes(program: Program, mesh: Mesh) -> int:
     return WORKSPACE_BYTES + sum(map(aligned, staging_sizes(program, mesh).values()))
 
 
+def by_kind(plan: Plan) -> dict[str, int]:
+    """Bytes that a rank's session takes on a host, by what they hold."""
+    program = plan.programs[0]
+    return {
+        "weights": sum(local_bytes(weight, plan.mesh) for weight in plan.weights),
+        "arena": program.arena_bytes,
+        "inputs": sum(local_bytes(port, plan.mesh) for port in program.inputs),
+    }
+
+
 def device_bytes(plan: Plan) -> int:
     """Bytes that a rank's session takes on a GPU: weights, inputs, arena, and scratch at most.
 
     What CUDA and NCCL need for themselves comes on top.
     """
     program = plan.programs[0]
-    held = sum(aligned(local_bytes(tensor, plan.mesh)) for tensor in (*plan.weights, *program.inputs))
+    tensors: list[Weight | Port] = [*plan.weights, *program.inputs]
+    held = sum(aligned(local_bytes(tensor, plan.mesh)) for tensor in tensors)
     return held + aligned(program.arena_bytes) + workspace_bytes(program, plan.mesh)

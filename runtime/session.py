@@ -146,6 +146,27 @@ class Session:
             raise InvalidArgument(f"input {missing[0]!r} is missing: the inputs are {', '.join(ports)}")
         return {name: _checked(port, feeds[name]) for name, port in ports.items()}
 
+    def measure(self, work: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+        """What every rank that is this session's measures (see onnxmesh.runtime.bench_rank), by rank.
+
+        Raises:
+            InvalidArgument: the inputs that `work` names are not the plan's.
+            RunError: a rank failed or did not arrive in time.
+        """
+        from onnxmesh.runtime import bench_rank
+
+        if self._processes is not None:
+            return dict(enumerate(self._processes.call({"measure": dict(work)})))
+        given = bench_rank.Work.from_json(work)
+
+        def measure(comm: Communicator) -> dict[str, Any]:
+            return bench_rank.measure(self.plan, self._engines[comm.rank], comm, self._device, given)
+
+        if self._threads is not None:
+            return dict(enumerate(self._threads.run(measure)))
+        assert self._communicator is not None
+        return {self._communicator.rank: measure(self._communicator)}
+
     def close(self) -> None:
         """End the ranks and let the memory go. May be called again. A given communicator stays open."""
         self._closed = True

@@ -34,6 +34,8 @@ _ERRORS: Mapping[str, type[RunError] | type[PlanError]] = {
 }
 _START = 120.0
 """Seconds that a rank may take to import its libraries and load its weights, besides the timeout."""
+_LONG = 3600.0
+"""Seconds for what takes many runs; within it each wait has the timeout."""
 _END = 10.0
 """Seconds that ranks get to end by themselves."""
 
@@ -77,14 +79,23 @@ class ProcessRanks:
         Raises:
             RunError: a rank failed, ended or did not arrive in time; all ranks have ended then.
         """
+        results = self._all({"run": list(names)}, feeds)[0][1]
+        return [results[name] for name in names]
+
+    def call(self, command: frames.Header) -> list[frames.Header]:
+        """Have all ranks obey a command that may take long; their answers, by rank. Raises as `run`."""
+        return [answer for answer, _ in self._all(command, within=_LONG)]
+
+    def _all(
+        self, command: frames.Header, arrays: Mapping[str, np.ndarray] | None = None, within: float = 0
+    ) -> list[tuple[frames.Header, frames.Arrays]]:
         if not self._stop.alive:
             raise RunError("the ranks have ended")
         try:
-            results = self._call([{"run": list(names)}] * len(self._sockets), feeds)
+            return self._call([command] * len(self._sockets), arrays, within)
         except BaseException:
             self._stop()
             raise
-        return [results[name] for name in names]
 
     def close(self) -> None:
         """End the processes. May be called again."""
@@ -110,8 +121,8 @@ class ProcessRanks:
 
     def _call(
         self, headers: Sequence[frames.Header], arrays: Mapping[str, np.ndarray] | None = None, within: float = 0
-    ) -> frames.Arrays:
-        """Send every rank its command, rank 0 with `arrays`; rank 0's arrays, once all have answered."""
+    ) -> list[tuple[frames.Header, frames.Arrays]]:
+        """Send every rank its command, rank 0 with `arrays`; what they answer, by rank."""
         for rank, (connection, header) in enumerate(zip(self._sockets, headers)):
             try:
                 frames.send(connection, header, arrays if rank == 0 else None)
@@ -130,7 +141,7 @@ class ProcessRanks:
                 for key, _ in ready:
                     answers[key.data] = self._answer(key.data)
                     selector.unregister(key.fileobj)
-        return answers[0][1]
+        return [answers[rank] for rank in range(len(self._sockets))]
 
     def _answer(self, rank: int) -> tuple[frames.Header, frames.Arrays]:
         """A rank's answer. Raises what the rank says went wrong."""

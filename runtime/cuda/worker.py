@@ -38,6 +38,9 @@ def _serve(control: socket.socket) -> int:
         world.allgather("loaded")
         frames.send(control, {})
         while (frame := frames.receive(control)) is not None:
+            if "measure" in frame[0]:
+                frames.send(control, session.measure(frame[0]["measure"])[rank.rank])
+                continue
             names = frame[0]["run"]
             outputs = session.run(names, frame[1] if rank.rank == 0 else None)
             frames.send(control, {}, dict(zip(names, outputs)))

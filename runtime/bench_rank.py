@@ -1,0 +1,148 @@
+"""What one rank does for a benchmark: run the plan many times on its own device, and time every instruction.
+
+The inputs lie on the device before the first run, and outputs stay there.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from onnxmesh.runtime import footprint, timeline
+from onnxmesh.runtime import io as files
+from onnxmesh.runtime.comm import Communicator
+from onnxmesh.runtime.device import Device
+from onnxmesh.runtime.engine import Engine
+from onnxmesh.runtime.plan import Plan
+from onnxmesh.runtime.recipe import cut_spec
+
+Json = dict[str, Any]
+_PROFILED = 5
+"""Runs of the profile; its times are their medians."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What to do.
+
+    Attributes:
+        runs: timed runs.
+        warmup: runs before them; a GPU captures its program in the second.
+        inputs: an .npz file or a folder; without it they are random, from `seed`.
+        graph: whether GPUs run the program as CUDA graphs.
+    """
+
+    runs: int = 50
+    warmup: int = 5
+    inputs: str | None = None
+    seed: int = 0
+    graph: bool = True
+
+    def to_json(self) -> Json:
+        """As JSON data, for another process."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """What `to_json` made."""
+        return cls(**value)
+
+
+def measure(plan: Plan, engine: Engine, rank: Communicator, device: Device, work: Work) -> Json:
+    """This rank's part of a benchmark, as JSON data; all ranks measure together.
+
+    `latencies_us` are from the call to the end on the device, each run after a barrier; `back_to_back_us` is the mean
+    of runs that are enqueued at once.
+
+    Raises as Engine.run.
+    """
+    if hasattr(device, "graph"):
+        device.graph = work.graph
+    with device.scope():
+        engine.run(_inputs(plan, rank, device, work))
+        for _ in range(max(0, work.warmup - 1)):
+            engine.run_bound()
+        _wait(device)
+        latencies = [_once(engine, rank, device) for _ in range(work.runs)]
+        together = _together(engine, rank, device, work.runs)
+        rank.barrier()
+        times = engine.profile(_PROFILED)
+    return {
+        "latencies_us": latencies,
+        "back_to_back_us": together,
+        "timeline": timeline.to_json(times),
+        "memory": _memory(plan, engine),
+        "allocated_bytes": _allocated(plan, engine, device),
+        "graph": _graph(engine),
+        "device": _device_name(device),
+    }
+
+
+def _inputs(plan: Plan, rank: Communicator, device: Device, work: Work) -> list[Any]:
+    """This rank's pieces of the inputs, on its device."""
+    ports = plan.programs[0].inputs
+    arrays = files.read_inputs(work.inputs, ports) if work.inputs else files.random_inputs(plan, work.seed)
+    coordinate = plan.mesh.coordinate(rank.rank)
+    return [device.put(cut_spec(arrays[port.name], port.spec, plan.mesh, coordinate)) for port in ports]
+
+
+def _once(engine: Engine, rank: Communicator, device: Device) -> float:
+    rank.barrier()
+    start = time.perf_counter()
+    engine.run_bound()
+    _wait(device)
+    return 1e6 * (time.perf_counter() - start)
+
+
+def _together(engine: Engine, rank: Communicator, device: Device, runs: int) -> float:
+    rank.barrier()
+    start = time.perf_counter()
+    for _ in range(runs):
+        engine.run_bound()
+    _wait(device)
+    return 1e6 * (time.perf_counter() - start) / runs
+
+
+def _wait(device: Device) -> None:
+    """Until the device has done all that it was given; the host has at once."""
+    synchronize = getattr(device, "synchronize", None)
+    if synchronize is not None:
+        synchronize()
+
+
+def _memory(plan: Plan, engine: Engine) -> dict[str, int]:
+    """Bytes by what they hold: as a GPU's engine counts them, or as the plan says."""
+    count = getattr(engine, "memory", None)
+    return dict(count()) if count is not None else footprint.by_kind(plan)
+
+
+def _allocated(plan: Plan, engine: Engine, device: Device) -> int:
+    """The most bytes that were held: of the memory pools of a GPU's session; on a host what the process took."""
+    pool = getattr(device, "pool", None)
+    if pool is not None:
+        return int(pool.total_bytes()) + _memory(plan, engine).get("scratch", 0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _graph(engine: Engine) -> Json | None:
+    """How much of the program is in CUDA graphs; None on a host."""
+    if not hasattr(engine, "captured"):
+        return None
+    return {
+        "captured": bool(engine.captured),
+        "not_captured": list(getattr(engine, "not_captured", ())),
+        "generic": list(getattr(engine, "generic", ())),
+    }
+
+
+def _device_name(device: Device) -> str:
+    if not hasattr(device, "pool"):
+        return "cpu"
+    from onnxmesh.runtime.cuda.device import import_cupy
+
+    name = import_cupy().cuda.runtime.getDeviceProperties(import_cupy().cuda.runtime.getDevice())["name"]
+    return str(name.decode() if isinstance(name, bytes) else name)
