@@ -67,10 +67,20 @@ def run(request: Request) -> Result:
         InvalidArgument: the inputs are not those of the plan.
         RunError: a rank failed, or did not arrive in time; or the outputs cannot be written.
     """
-    if parse_device(request.device)[0] == "cuda":
+    job = find_job(request.device, request.timeout)
+    return _run_local(request) if job is None else _run_rank(request, job)
+
+
+def find_job(device: str, timeout: float) -> Job | None:
+    """The job of which this process is a rank, as its launcher says; None if it is on its own.
+
+    Raises:
+        RunError: there is no such device, the other ranks cannot be met, or MPI cannot be used.
+    """
+    if parse_device(device)[0] == "cuda":
         place = find_place()
-        return _run_local(request) if place is None else _run_rank(request, _GpuJob(World(place, request.timeout)))
-    return _run_rank(request, _MpiJob()) if launched() else _run_local(request)
+        return None if place is None else _GpuJob(World(place, timeout))
+    return _MpiJob() if launched() else None
 
 
 def launched() -> bool:
@@ -100,20 +110,20 @@ def _run_local(request: Request) -> Result:
     return Result(0, plan.mesh.size, outputs, ready - start, done - ready)
 
 
-def _run_rank(request: Request, job: _Job) -> Result:
+def _run_rank(request: Request, job: Job) -> Result:
     try:
         return _run_as(request, job)
     finally:
         job.close()
 
 
-def _run_as(request: Request, job: _Job) -> Result:
+def _run_as(request: Request, job: Job) -> Result:
     start = time.perf_counter()
     communicator: Communicator | None = None
     error: Exception | None = None
     try:
         plan = load(request.plan)
-        _check_size(plan.mesh, job)
+        check_size(plan.mesh, job)
         communicator = job.communicator(plan.mesh, request.timeout)
         session = _session(request, plan, communicator)
         given = request.io == "all" or job.rank == 0
@@ -177,21 +187,27 @@ def _write_rank(request: Request, plan: Plan, outputs: Mapping[str, np.ndarray],
 # --- jobs of several processes --------------------------------------------------------------------------------
 
 
-class _Job(Protocol):
+class Job(Protocol):
     """The ranks of a job before they have a communicator."""
 
     rank: int
     size: int
     launcher: str
 
-    def allgather(self, value: int) -> list[int]: ...
+    def allgather(self, value: Any) -> list[Any]:
+        """Every rank's value (JSON data), by rank."""
+        ...
 
-    def communicator(self, mesh: Mesh, timeout: float) -> Communicator: ...
+    def communicator(self, mesh: Mesh, timeout: float) -> Communicator:
+        """This rank's communicator; all ranks make theirs together."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Leave the job."""
+        ...
 
 
-class _MpiJob(_Job):
+class _MpiJob(Job):
     launcher = "MPI"
 
     def __init__(self) -> None:
@@ -202,7 +218,7 @@ class _MpiJob(_Job):
         self._world: Any = MPI.COMM_WORLD
         self.rank, self.size = self._world.rank, self._world.size
 
-    def allgather(self, value: int) -> list[int]:
+    def allgather(self, value: Any) -> list[Any]:
         return list(self._world.allgather(value))
 
     def communicator(self, mesh: Mesh, timeout: float) -> Communicator:
@@ -214,14 +230,14 @@ class _MpiJob(_Job):
         return None
 
 
-class _GpuJob(_Job):
+class _GpuJob(Job):
     launcher = "the launcher"
 
     def __init__(self, world: World) -> None:
         self._world = world
         self.rank, self.size = world.rank, world.size
 
-    def allgather(self, value: int) -> list[int]:
+    def allgather(self, value: Any) -> list[Any]:
         return self._world.allgather(value)
 
     def communicator(self, mesh: Mesh, timeout: float) -> Communicator:
@@ -233,7 +249,8 @@ class _GpuJob(_Job):
         self._world.close()
 
 
-def _check_size(mesh: Mesh, job: _Job) -> None:
+def check_size(mesh: Mesh, job: Job) -> None:
+    """Raise PlanError unless the job has as many ranks as the plan's mesh."""
     if mesh.size != job.size:
         raise PlanError(
             f"the plan is for the mesh {mesh} of {mesh.size} ranks, but {job.launcher} started {job.size}",
@@ -241,7 +258,7 @@ def _check_size(mesh: Mesh, job: _Job) -> None:
         )
 
 
-def _agree(job: _Job, error: Exception | None) -> None:
+def _agree(job: Job, error: Exception | None) -> None:
     """Go on only if all ranks can. The first rank with an error raises it; the others leave with its exit code."""
     codes = job.allgather(0 if error is None else getattr(error, "exit_code", 1))
     failed = [rank for rank, code in enumerate(codes) if code]
