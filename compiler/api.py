@@ -18,14 +18,17 @@ import onnxmesh.compiler.ops.table  # noqa: F401  (registers every rule)
 from onnxmesh.compiler import frontend
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.ir import printer, verify
+from onnxmesh.compiler.layout import layout
 from onnxmesh.compiler.lower import lower
 from onnxmesh.compiler.options import CP_STRATEGIES, CpStrategy, Options
 from onnxmesh.compiler.predict import Survey, survey
 from onnxmesh.compiler.report import build_report
 from onnxmesh.compiler.sources import reader
 from onnxmesh.passes.bind import bind
+from onnxmesh.passes.early_bias import early_bias
 from onnxmesh.passes.fuse import fuse
 from onnxmesh.passes.match import Finding
+from onnxmesh.passes.merge_linears import merge_linears
 from onnxmesh.passes.normalise import SOURCES, normalise
 from onnxmesh.passes.partition import partition
 from onnxmesh.passes.place import Placed, place
@@ -90,7 +93,7 @@ def _normalise(state: Compilation) -> None:
 def _recognise(state: Compilation) -> None:
     state.model, state.findings = recognise(state.loaded)
     check_supported(state.model.graph)
-    alone, _ = fuse(sink(state.model.clone()))
+    alone, _ = fuse(sink(merge_linears(state.model.clone())))
     state.survey = survey(state.model.graph, alone.graph)
 
 
@@ -108,9 +111,17 @@ def _shard(axis: str, state: Compilation) -> None:
     state.model = partition(state.loaded, axis, ranks, placed.strategies, shard_outputs=options.shard_outputs)
 
 
+def _merge(state: Compilation) -> None:
+    state.model = merge_linears(early_bias(state.loaded))
+
+
 def _fuse(state: Compilation) -> None:
     state.model, findings = fuse(sink(state.loaded))
     state.findings += findings
+
+
+def _layout(state: Compilation) -> None:
+    state.model = layout(state.loaded)
 
 
 def _schedule(state: Compilation) -> None:
@@ -134,7 +145,9 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("shard-dp", partial(_shard, "dp")),
     Stage("shard-cp", partial(_shard, "cp")),
     Stage("shard-tp", partial(_shard, "tp")),
+    Stage("merge", _merge),
     Stage("fuse", _fuse),
+    Stage("layout", _layout),
     Stage("schedule", _schedule),
     Stage("lower", _lower),
 )

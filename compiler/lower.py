@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxmesh.compiler import memory
-from onnxmesh.compiler.ir.rule import itemsize
+from onnxmesh.compiler.ir.rule import Shape, itemsize
 from onnxmesh.compiler.ir.view import dtype_of, plain_attrs, shape_of
-from onnxmesh.compiler.ops.collectives import COLLECTIVES, VIEWS, unpack
+from onnxmesh.compiler.layout import place_of, renames
+from onnxmesh.compiler.ops.collectives import COLLECTIVES, unpack
 from onnxmesh.passes.normalise_constants import recipe_of
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Replicate
@@ -22,19 +23,39 @@ from onnxmesh.runtime.plan import Buffer, Collective, Instruction, Launch, Plan,
 
 @dataclass
 class _Lowering:
-    """Buffers, weights and instructions while they are made."""
+    """Buffers, weights and instructions while they are made.
+
+    Attributes:
+        of: the buffer of a value.
+        made: the instructions that write what a value holds.
+        needs: for every instruction, those that write what it reads.
+        writers, users: by buffer with memory of its own, who writes any of it, and who uses it at all.
+    """
 
     buffers: list[Buffer] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
     of: dict[ir.Value, int] = field(default_factory=dict)
-    writer: dict[int, int] = field(default_factory=dict)
+    made: dict[ir.Value, frozenset[int]] = field(default_factory=dict)
+    needs: list[frozenset[int]] = field(default_factory=list)
+    writers: dict[int, list[int]] = field(default_factory=dict)
     users: dict[int, list[int]] = field(default_factory=dict)
 
-    def add(self, value: ir.Value, kind: Any, source: int = -1) -> int:
+    def add(self, value: ir.Value, kind: Any, source: int = -1, offset: int = 0, strides: Shape = ()) -> int:
         """A buffer for a value."""
-        self.buffers.append(Buffer(dtype_of(value), shape_of(value), kind, source=source))
+        self.buffers.append(Buffer(dtype_of(value), shape_of(value), kind, offset, source, strides))
         self.of[value] = len(self.buffers) - 1
+        return self.of[value]
+
+    def buffer(self, value: ir.Value) -> int:
+        """The buffer of a value, made when it is first asked for."""
+        if value not in self.of:
+            place = place_of(value)
+            if place.base is value:
+                return self.add(value, "arena")
+            window = place.window
+            strides = () if window.is_row_major else window.strides
+            self.add(value, "view", self.buffer(place.base), window.offset * itemsize(dtype_of(value)), strides)
         return self.of[value]
 
     def root(self, buffer: int) -> int:
@@ -45,7 +66,7 @@ class _Lowering:
 
 
 def lower(graph: ir.Graph, mesh: Mesh, dims: Mapping[str, int], producer: str) -> Plan:
-    """The plan of a graph that all axes have been applied to."""
+    """The plan of a graph that all axes have been applied to, and that is laid out."""
     state = _Lowering()
     for i, value in enumerate(graph.inputs):
         state.add(value, "input", i)
@@ -53,35 +74,34 @@ def lower(graph: ir.Graph, mesh: Mesh, dims: Mapping[str, int], producer: str) -
         state.weights.append(_weight(value))
         state.add(value, "weight", len(state.weights) - 1)
     for node in graph:
-        _lower_node(state, node)
-    layout = memory.plan(_lifetimes(state, graph))
+        if renames(node):
+            parts = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+            made = frozenset[int]().union(*(state.made.get(value, ()) for value in parts if value is not None))
+            state.made.update(dict.fromkeys(node.outputs, made))
+        else:
+            _lower_node(state, node)
+    inputs = tuple(_port(state, value) for value in graph.inputs)
+    outputs = tuple(_port(state, value) for value in graph.outputs)
+    places = memory.plan(_lifetimes(state, outputs))
     buffers = tuple(
-        replace(b, offset=layout.offsets[i]) if b.kind == "arena" else b for i, b in enumerate(state.buffers)
+        replace(b, offset=places.offsets[i]) if b.kind == "arena" else b for i, b in enumerate(state.buffers)
     )
-    program = Program(
-        dims=dict(dims),
-        inputs=tuple(_port(state, value) for value in graph.inputs),
-        outputs=tuple(_port(state, value) for value in graph.outputs),
-        buffers=buffers,
-        instructions=tuple(_dependencies(state, layout)),
-        arena_bytes=layout.size,
-    )
+    instructions = tuple(_dependencies(state, places))
+    program = Program(dict(dims), inputs, outputs, buffers, instructions, places.size)
     return Plan(mesh, tuple(state.weights), (program,), producer)
 
 
 def _lower_node(state: _Lowering, node: ir.Node) -> None:
-    if node.op_type in VIEWS:
-        assert node.inputs[0] is not None
-        state.add(node.outputs[0], "view", state.of[node.inputs[0]])
-        return
-    ins = tuple(-1 if value is None else state.of[value] for value in node.inputs)
-    outs = tuple(state.add(value, "arena") for value in node.outputs)
+    ins = tuple(-1 if value is None else state.buffer(value) for value in node.inputs)
+    outs = tuple(state.buffer(value) for value in node.outputs)
     at = len(state.instructions)
-    for buffer in ins:
+    for buffer in (*ins, *outs):
         if buffer >= 0:
             state.users.setdefault(state.root(buffer), []).append(at)
     for buffer in outs:
-        state.writer[buffer] = at
+        state.writers.setdefault(state.root(buffer), []).append(at)
+    state.needs.append(frozenset[int]().union(*(state.made.get(v, ()) for v in node.inputs if v is not None)))
+    state.made.update(dict.fromkeys(node.outputs, frozenset({at})))
     state.instructions.append(_instruction(node, ins, outs))
 
 
@@ -120,43 +140,40 @@ def _spec(value: ir.Value) -> Spec:
 def _port(state: _Lowering, value: ir.Value) -> Port:
     name = str(value.meta.get("output_name", value.name))
     shape = tuple(value.meta.get("global_shape", shape_of(value)))
-    return Port(name, dtype_of(value), shape, _spec(value), state.of[value])
+    return Port(name, dtype_of(value), shape, _spec(value), state.buffer(value))
 
 
-def _lifetimes(state: _Lowering, graph: ir.Graph) -> dict[int, memory.Lifetime]:
+def _lifetimes(state: _Lowering, outputs: Iterable[Port]) -> dict[int, memory.Lifetime]:
     """Of every arena buffer; graph outputs live to the end.
 
     What another stream reads stays until its result is waited for: else whoever took over its place would wait too.
     """
-    forever = {state.root(state.of[value]) for value in graph.outputs}
+    forever = {state.root(port.buffer) for port in outputs}
     end = len(state.instructions)
     joined = _joins(state)
     result = {}
     for i, buffer in enumerate(state.buffers):
-        if buffer.kind != "arena":
-            continue
-        first = state.writer[i]
-        users = (first, *state.users.get(i, ()))
-        last = end if i in forever else max(max(users), *(joined.get(user, 0) for user in users))
-        result[i] = memory.Lifetime(prod(buffer.shape) * itemsize(buffer.dtype), first, last, users)
+        if buffer.kind == "arena":
+            users = tuple(dict.fromkeys(state.users[i]))
+            last = end if i in forever else max(max(users), *(joined.get(user, 0) for user in users))
+            size = prod(buffer.shape) * itemsize(buffer.dtype)
+            result[i] = memory.Lifetime(size, tuple(state.writers[i]), last, users)
     return result
 
 
 def _joins(state: _Lowering) -> dict[int, int]:
     """For every instruction beside the first stream, the last one before its results are read."""
-    result = {}
-    for at, item in enumerate(state.instructions):
-        if item.stream:
-            users = [user for buffer in item.outs for user in state.users.get(buffer, ()) if user > at]
-            result[at] = min(users, default=at + 1) - 1
-    return result
+    reader: dict[int, int] = {}
+    for at, needs in enumerate(state.needs):
+        for made in needs:
+            reader.setdefault(made, at)
+    return {at: reader.get(at, at + 1) - 1 for at, item in enumerate(state.instructions) if item.stream}
 
 
-def _dependencies(state: _Lowering, layout: memory.Layout) -> list[Instruction]:
+def _dependencies(state: _Lowering, places: memory.Layout) -> list[Instruction]:
     """Fill in what every instruction waits for: who writes its inputs, and who used its place before."""
-    result = []
-    for at, item in enumerate(state.instructions):
-        roots = (state.root(buffer) for buffer in item.ins if buffer >= 0)
-        after = {state.writer[root] for root in roots if root in state.writer} | layout.waits.get(at, frozenset())
-        result.append(replace(item, after=tuple(sorted(after - {at}))))
-    return result
+    none = frozenset[int]()
+    return [
+        replace(item, after=tuple(sorted(needs | places.waits.get(at, none))))
+        for at, (item, needs) in enumerate(zip(state.instructions, state.needs))
+    ]

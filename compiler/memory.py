@@ -1,9 +1,9 @@
 """Where the buffers of a program lie in its arena.
 
-Every buffer has its place from the instruction that writes it to the last one that reads it. Two ways to fill the arena
-are tried, in the order of time and the largest first; the smaller arena is taken. Whoever takes over a place waits for
-the last users of what was there, so backends that overlap instructions stay correct: their order is in the
-instructions' dependencies.
+Every buffer has its place from the first instruction that writes any of it to the last one that reads it. Two ways to
+fill the arena are tried, in the order of time and the largest first; the smaller arena is taken. Whoever takes over a
+place waits for the last users of what was there, so backends that overlap instructions stay correct: their order is in
+the instructions' dependencies.
 """
 
 from __future__ import annotations
@@ -19,12 +19,17 @@ ALIGNMENT = 256
 
 @dataclass(frozen=True)
 class Lifetime:
-    """A buffer of `size` bytes, written by instruction `first` and last used by `last`; `users` are all of them."""
+    """A buffer of `size` bytes: who writes any of it, who uses it last, and all who use it (by instruction)."""
 
     size: int
-    first: int
+    writers: tuple[int, ...]
     last: int
     users: tuple[int, ...]
+
+    @property
+    def first(self) -> int:
+        """The first instruction that writes."""
+        return min(self.writers)
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,8 @@ def _waits(
     for buffer in in_time:
         life, offset = lifetimes[buffer], offsets[buffer]
         past, taken = _take_over(past, offset, offset + aligned(life.size))
-        for old in taken:
-            waits.setdefault(life.first, set()).update(lifetimes[old].users)
+        for writer in life.writers:
+            waits.setdefault(writer, set()).update(*(lifetimes[old].users for old in taken))
         past.append((offset, offset + aligned(life.size), buffer))
     return {at: frozenset(users - {at}) for at, users in waits.items()}
 

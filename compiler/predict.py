@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxmesh.compiler import cost
 from onnxmesh.compiler.ir.view import dtype_of, shape_of, view_of
-from onnxmesh.compiler.ops.collectives import VIEWS
+from onnxmesh.compiler.layout import renames
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.plan import Buffer, Collective, Instruction, Launch, Program
 from onnxmesh.runtime.profile import DeviceProfile
@@ -129,7 +129,7 @@ def _follow(items: Sequence[Instruction], times: Sequence[float], contention: fl
 
 def executed(graph: ir.Graph) -> list[ir.Node]:
     """The nodes that become instructions, in their order; the others only rename bytes."""
-    return [node for node in graph if node.op_type not in VIEWS]
+    return [node for node in graph if not renames(node)]
 
 
 def bytes_sent(item: Collective, program: Program, mesh: Mesh) -> int:

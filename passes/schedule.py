@@ -79,7 +79,7 @@ def streams(work: Work, order: Order) -> dict[int, int]:
     result = {}
     for node in range(len(work.nodes)):
         if work.sends[node]:
-            first = min((at[user] for buffer in work.makes[node] for user in work.readers[buffer]), default=len(order))
+            first = min((at[user] for user in work.users[node]), default=len(order))
             following = bisect_right(places, at[node])
             result[node] = int(following < len(places) and places[following] < first)
     return result
@@ -107,6 +107,7 @@ class _List:
         self.missing = [len(before) for before in work.before]
         self.left = [len(readers) for readers in work.readers]
         self.done = [False] * len(work.nodes)
+        self.begun = [False] * len(work.sizes)
         self.ends = [0.0] * len(work.nodes)
         self.clocks = [0.0, 0.0]
         self.first: list[tuple[int, int]] = []  # frees memory, or sends
@@ -156,7 +157,8 @@ class _List:
         """Whether memory is no fuller after a node."""
         work = self.work
         freed = (b for b in work.reads[node] if self.left[b] == 1 and b not in work.kept)
-        return self.frees and sum(work.sizes[b] for b in work.makes[node]) <= sum(work.sizes[b] for b in freed)
+        made = (b for b in work.makes[node] if not self.begun[b])
+        return self.frees and sum(work.sizes[b] for b in made) <= sum(work.sizes[b] for b in freed)
 
     def _shifts_beside(self, node: int) -> list[int]:
         """The shifts that can run, of what this node reads: they send it on while the node computes."""
@@ -177,13 +179,21 @@ class _List:
         stream = int(work.sends[node])
         start = max([self.clocks[stream], *(self.ends[p] for p in work.before[node])])
         self.ends[node] = self.clocks[stream] = start + work.times[node]
+        for buffer in work.makes[node]:
+            if not self.begun[buffer]:
+                self.begun[buffer] = True
+                self._hurry(work.writers[buffer])
         for buffer in work.reads[node]:
             self.left[buffer] -= 1
             if self.left[buffer] == 1:
-                for user in work.readers[buffer]:
-                    if not self.done[user] and not self.missing[user] and self._frees(user):
-                        heapq.heappush(self.first, (self.priority[user], user))
+                self._hurry(work.readers[buffer])
         for user in work.after[node]:
             self.missing[user] -= 1
             if not self.missing[user]:
                 self._offer(user)
+
+    def _hurry(self, nodes: Sequence[int]) -> None:
+        """Run those first that can run, and now make memory no fuller."""
+        for node in nodes:
+            if not self.done[node] and not self.missing[node] and self._frees(node):
+                heapq.heappush(self.first, (self.priority[node], node))

@@ -9,8 +9,9 @@ import onnx_ir as ir
 from onnxmesh.compiler import cost
 from onnxmesh.compiler.ir.rule import OpView, replicate
 from onnxmesh.compiler.ir.view import dtype_of, shape_of, view_of
-from onnxmesh.compiler.lower import COLLECTIVES, VIEWS
+from onnxmesh.compiler.layout import place_of, renames
 from onnxmesh.compiler.memory import aligned
+from onnxmesh.compiler.ops.collectives import COLLECTIVES
 
 Order = list[int]
 """The nodes by number, in the order in which they run."""
@@ -21,9 +22,10 @@ class Work:
 
     Attributes:
         before, after: the nodes that make what a node reads, and those that read what it makes.
-        reads, makes: buffers by number; a view is no buffer of its own.
+        users: the nodes that read what a node makes, also through others that only rename it.
+        reads, makes: buffers by number, of which a node reads and writes any part.
         sizes: bytes of each buffer.
-        readers: the nodes that read a buffer.
+        readers, writers: the nodes that read and write a buffer.
         kept: buffers that live to the end.
         sends: whether a node is a collective.
         times: predicted microseconds.
@@ -34,16 +36,20 @@ class Work:
         count = len(self.nodes)
         self.before: list[list[int]] = [[] for _ in range(count)]
         self.after: list[list[int]] = [[] for _ in range(count)]
+        self.users: list[list[int]] = [[] for _ in range(count)]
         self.reads: list[list[int]] = []
         self.makes: list[list[int]] = []
         self.sizes: list[int] = []
         self.readers: list[list[int]] = []
+        self.writers: list[list[int]] = []
         self.sends = [node.op_type in COLLECTIVES for node in self.nodes]
         self._numbers: dict[ir.Node, int] = {}
         self._buffers: dict[ir.Value, int] = {}
+        self._made: dict[ir.Value, set[int]] = {}
         for number, node in enumerate(self.nodes):
             self._add(number, node)
-        self.kept = {self._buffers[value] for value in graph.outputs if value in self._buffers}
+        outputs = (place_of(value).base for value in graph.outputs)
+        self.kept = {self._buffers[base] for base in outputs if base in self._buffers}
         known: dict[OpView, float] = {}
         self.times = [_time(node, known) for node in self.nodes]
 
@@ -54,27 +60,40 @@ class Work:
             self.before[number].append(producer)
             self.after[producer].append(number)
         self._numbers[node] = number
-        read = sorted({self._buffers[value] for value in inputs if value in self._buffers})
-        self.reads.append(read)
-        for buffer in read:
-            self.readers[buffer].append(number)
+        self.reads.append([])
         self.makes.append([])
-        for value in node.outputs:
-            if node.op_type in VIEWS:
-                if inputs[0] in self._buffers:
-                    self._buffers[value] = self._buffers[inputs[0]]
-            else:
-                self._buffers[value] = len(self.sizes)
-                self.makes[number].append(len(self.sizes))
-                self.sizes.append(aligned(cost.nbytes(shape_of(value), dtype_of(value))))
-                self.readers.append([])
+        if renames(node):
+            parts = inputs if node.op_type == "Concat" else inputs[:1]
+            made = set[int]().union(*(self._made.get(value, ()) for value in parts))
+            self._made.update(dict.fromkeys(node.outputs, made))
+            return
+        for maker in sorted(set[int]().union(*(self._made.get(value, ()) for value in inputs))):
+            self.users[maker].append(number)
+        self._made.update(dict.fromkeys(node.outputs, {number}))
+        bases = (place_of(value).base for value in inputs)
+        self.reads[number] = sorted({self._buffers[base] for base in bases if base in self._buffers})
+        self.makes[number] = sorted({self._buffer(place_of(value).base) for value in node.outputs})
+        for buffer in self.reads[number]:
+            self.readers[buffer].append(number)
+        for buffer in self.makes[number]:
+            self.writers[buffer].append(number)
+
+    def _buffer(self, base: ir.Value) -> int:
+        if base not in self._buffers:
+            self._buffers[base] = len(self.sizes)
+            self.sizes.append(aligned(cost.nbytes(shape_of(base), dtype_of(base))))
+            self.readers.append([])
+            self.writers.append([])
+        return self._buffers[base]
 
     def peak(self, order: Sequence[int]) -> int:
         """The most bytes that lie in memory at once."""
         left = [len(readers) for readers in self.readers]
+        begun: set[int] = set()
         live = highest = 0
         for node in order:
-            live += sum(self.sizes[buffer] for buffer in self.makes[node])
+            live += sum(self.sizes[buffer] for buffer in self.makes[node] if buffer not in begun)
+            begun.update(self.makes[node])
             highest = max(highest, live)
             for buffer in self.reads[node]:
                 left[buffer] -= 1
@@ -95,7 +114,7 @@ class Work:
 
 
 def _time(node: ir.Node, known: dict[OpView, float]) -> float:
-    if node.op_type in VIEWS:
+    if renames(node):
         return 0.0
     if node.op_type in COLLECTIVES:
         return _send_time(node)

@@ -174,11 +174,15 @@ class Engine:
         inputs = [self._arrays[i] if i >= 0 else None for i in item.ins]
         if isinstance(item, Collective):
             return lambda: [execute(item, x, self.communicator, self._xp) for x in inputs]
+        strided = [i for i, x in enumerate(inputs) if x is not None and not x.flags.c_contiguous and self._xp is np]
         outs = tuple(TensorType(self._arrays[i].dtype, self._arrays[i].shape) for i in item.outs)
         function, call = find(item.kernel, self._xp.__name__), Call(self._xp, item.attrs, outs, self._coordinate)
 
         def launch() -> Any:
-            results = function(call, *inputs)
+            arrays = list(inputs)
+            for i in strided:  # NumPy's sums and products round by the order in memory
+                arrays[i] = arrays[i].copy()
+            results = function(call, *arrays)
             return results if isinstance(results, tuple) else (results,)
 
         return launch
@@ -202,7 +206,7 @@ class Engine:
         if number in self._given:
             return self._given[number]
         if buffer.kind == "view":
-            return self._bind(buffer.source).reshape(buffer.shape)
+            return self._view(buffer)
         if buffer.kind == "weight":
             return self._weights[buffer.source].reshape(buffer.shape)
         if buffer.kind == "input":
@@ -210,3 +214,17 @@ class Engine:
         kind = dtype(buffer.dtype)
         size = prod(buffer.shape) * kind.itemsize
         return self._arena[buffer.offset : buffer.offset + size].view(kind).reshape(buffer.shape)
+
+    def _view(self, view: Buffer) -> Array:
+        """A window of another buffer's memory, which is row-major where that is no view itself."""
+        source, offset = self.program.buffers[view.source], view.offset
+        number = view.source
+        while source.kind == "view":
+            number, offset = source.source, offset + source.offset
+            source = self.program.buffers[number]
+        kind = dtype(view.dtype)
+        memory = self._bind(number).reshape(-1)[offset // kind.itemsize :]
+        if not view.strides:
+            return memory[: prod(view.shape)].reshape(view.shape)
+        strides = [stride * kind.itemsize for stride in view.strides]
+        return self._xp.lib.stride_tricks.as_strided(memory, view.shape, strides)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Placement
 
-VERSION = 1
+VERSION = 2
 
 Spec = tuple[tuple[str, Placement], ...]
 """(axis, placement) in the order the axes apply; an axis that is not named is Replicate."""
@@ -30,9 +30,9 @@ Recipe = Mapping[str, Any]
 class Buffer:
     """A local tensor. dtype names are NumPy's or ml_dtypes' (`float32`, `bfloat16`, `float8_e4m3fn`, `bool`).
 
-    kind `arena`: `offset` is its place in the arena in bytes. kind `view`: the same bytes as the buffer
-    `source`, in another shape. kind `weight`: `source` is the index of the weight. kind `input`: `source` is
-    the index of the graph input.
+    kind `arena`: `offset` is its place in the arena in bytes. kind `view`: bytes of the buffer `source`, `offset` of
+    them after its first; element i lies `sum(i * strides)` elements from there, an empty `strides` says row-major.
+    kind `weight`: `source` is the index of the weight. kind `input`: `source` is the index of the graph input.
     """
 
     dtype: str
@@ -40,6 +40,7 @@ class Buffer:
     kind: Literal["arena", "view", "weight", "input"]
     offset: int = 0
     source: int = -1
+    strides: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -48,13 +48,14 @@ def parse(data: bytes) -> tuple[Plan, str]:
         raise PlanError(f"plan.json is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise PlanError("plan.json holds no plan")
-    _check_version(body.get("version"))
+    version = body.get("version")
+    _check_version(version)
     stated = body.pop("digest", None)
     if stated != _digest(body) or data != _layout({**body, "digest": stated}).encode():
         raise PlanError("plan.json is damaged: its digest does not match", hint="compile the model again")
     try:
-        return _plan_from_json(body)
-    except (ValueError, RecursionError) as error:
+        return _plan_from_json(_from_first(body) if version == 1 else body)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise PlanError(f"plan.json: {error}") from error
 
 
@@ -75,6 +76,14 @@ def _check_version(version: Any) -> None:
             f"plan version {version} is newer than this onnxmesh understands ({VERSION})",
             hint="upgrade onnxmesh, or compile the model again",
         )
+
+
+def _from_first(body: dict[str, Any]) -> dict[str, Any]:
+    """A plan of version 1 as one of version 2: its buffers have no strides, all of them are row-major."""
+    for program in body["programs"]:
+        for buffer in program["buffers"]:
+            buffer.setdefault("strides", [])
+    return {**body, "version": VERSION}
 
 
 def _layout(value: Any) -> str:
@@ -213,6 +222,7 @@ _BUFFER: Mapping[str, Reader] = {
     "kind": _one_of("arena", "view", "weight", "input"),
     "offset": _size,
     "source": _int,
+    "strides": _tuple(_size),
 }
 _PORT: Mapping[str, Reader] = {
     "name": _text,

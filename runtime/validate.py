@@ -93,18 +93,37 @@ def _nbytes(buffer: Buffer) -> int:
     return prod(buffer.shape) * dtype(buffer.dtype).itemsize
 
 
+def _extent(buffer: Buffer) -> int:
+    """Bytes from the first element to the end of the last one."""
+    if not buffer.strides or 0 in buffer.shape:
+        return _nbytes(buffer)
+    last = sum((size - 1) * stride for size, stride in zip(buffer.shape, buffer.strides))
+    return (last + 1) * dtype(buffer.dtype).itemsize
+
+
+def _repeats(buffer: Buffer) -> bool:
+    """Whether two elements may lie at one place: true unless every dim steps over all of the smaller ones."""
+    end = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(buffer.strides, buffer.shape) if size > 1):
+        if stride < end:
+            return True
+        end = stride * size
+    return False
+
+
 def _check_buffer(buffer: Buffer, index: int, program: Program, plan: Plan, where: str) -> None:
+    _require(buffer.offset >= 0 and buffer.offset % dtype(buffer.dtype).itemsize == 0, f"{where} is not aligned")
+    _require(buffer.kind == "view" or not buffer.strides, f"{where} has strides, but is no view")
     if buffer.kind == "arena":
-        end, align = buffer.offset + _nbytes(buffer), dtype(buffer.dtype).itemsize
-        _require(buffer.offset >= 0 and end <= program.arena_bytes, f"{where} lies outside of the arena")
-        _require(buffer.offset % align == 0, f"{where} is not aligned")
+        _require(buffer.offset + _nbytes(buffer) <= program.arena_bytes, f"{where} lies outside of the arena")
         return
     many = {"view": program.buffers, "weight": plan.weights, "input": program.inputs}[buffer.kind]
     _require(0 <= buffer.source < len(many), f"{where}: there is no {buffer.kind} {buffer.source}")
     if buffer.kind == "view":
         source = program.buffers[buffer.source]
-        same = source.dtype == buffer.dtype and prod(source.shape) == prod(buffer.shape)
-        _require(same, f"{where} is a view of another dtype or size")
+        _require(source.dtype == buffer.dtype, f"{where} is a view of another dtype")
+        _require(len(buffer.strides) in (0, len(buffer.shape)), f"{where} has not one stride a dim")
+        _require(buffer.offset + _extent(buffer) <= _extent(source), f"{where} does not lie within what it is a view of")
         _require(not _is_cycle(program, index), f"{where} is a view of itself")
     else:
         whole: Any = many[buffer.source]
@@ -139,6 +158,7 @@ def _check_instruction(item: Instruction, index: int, program: Program, mesh: Me
     _require(all(0 <= i < count for i in item.outs), f"{where} writes a buffer that does not exist")
     writable = all(_root(program, i).kind == "arena" for i in item.outs)
     _require(writable, f"{where} writes a weight or an input")
+    _require(not any(_repeats(program.buffers[i]) for i in item.outs), f"{where} writes one place twice")
     _require(all(0 <= i < index for i in item.after), f"{where} waits for a later instruction")
     if isinstance(item, Collective):
         _check_collective(item, program, mesh, where)

@@ -24,6 +24,8 @@ LAYERS = (
     {
         "onnxmesh.compiler.frontend",
         "onnxmesh.compiler.sources",
+        "onnxmesh.compiler.layout",
+        "onnxmesh.compiler.strides",
         "onnxmesh.compiler.lower",
         "onnxmesh.compiler.memory",
         "onnxmesh.passes",

@@ -28,7 +28,7 @@ def random_program(rng: np.random.Generator, count: int = 60) -> Random:
     for i in range(count):
         users = (i, *(j for j in range(count) if i in reads[j]))
         size = int(rng.choice([0, 4, 256, 1000, 4096, 10_000]))
-        lifetimes[i] = Lifetime(size, i, count if i >= count - 3 else max(users), users)
+        lifetimes[i] = Lifetime(size, (i,), count if i >= count - 3 else max(users), users)
     return Random(reads, lifetimes)
 
 

@@ -124,6 +124,6 @@ def test_only_what_overlaps_leaves_the_first_stream() -> None:
     order = best(job)
     at = {node: i for i, node in enumerate(order)}
     for node, stream in streams(job, order).items():
-        first = min((at[user] for b in job.makes[node] for user in job.readers[b]), default=len(order))
+        first = min((at[user] for user in job.users[node]), default=len(order))
         computed = [n for n in order[at[node] + 1 : first] if job.makes[n] and not job.sends[n]]
         assert stream == bool(computed)

@@ -56,10 +56,12 @@ def plan() -> Plan:
         Buffer("float32", (2, 4), "arena", 0),
         Buffer("float32", (2, 8), "arena", 64),
         Buffer("float32", (16,), "view", source=3),
+        Buffer("float32", (4, 2), "view", 16, 3, (1, 8)),
     )
     instructions = (
         Launch("MatMul", (0, 1), (2,), {"x": 0.1}, "fc"),
         Collective("AllGather", "tp", (2,), (3,), {"dim": 1, "segments": [[2, 1], [6, 1]]}, "fc", "io", 0, (0,)),
+        Launch("Transpose", (2,), (5,), {}, "fc", 0, (0, 1)),
     )
     program = Program(
         {"s": 4},
@@ -162,8 +164,8 @@ def test_a_rank_reads_its_own_files_only(folder: Path) -> None:
 
 def test_a_newer_plan_says_so(folder: Path) -> None:
     body = json.loads((folder / "plan.json").read_text())
-    (folder / "plan.json").write_text(json.dumps({**body, "version": 2, "news": []}))
-    with pytest.raises(PlanError, match=re.escape("plan version 2 is newer than this onnxmesh understands (1)")):
+    (folder / "plan.json").write_text(json.dumps({**body, "version": 3, "news": []}))
+    with pytest.raises(PlanError, match=re.escape("plan version 3 is newer than this onnxmesh understands (2)")):
         load(folder)
 
 
@@ -174,6 +176,19 @@ def rewrite(folder: Path, change: Any) -> None:
     change(body)
     text = planjson._layout({**body, "digest": planjson._digest(body)})
     (folder / "plan.json").write_text(text)
+
+
+def test_a_plan_of_the_first_version_has_no_strides(folder: Path) -> None:
+    def change(body: Any) -> None:
+        body["version"] = 1
+        program = body["programs"][0]
+        program["instructions"].pop()
+        program["buffers"] = [{k: v for k, v in b.items() if k != "strides"} for b in program["buffers"][:5]]
+
+    rewrite(folder, change)
+    found = load(folder)
+    assert found.version == 2
+    assert found.programs[0].buffers == plan().programs[0].buffers[:5]
 
 
 def put(*path: Any) -> Any:
@@ -194,7 +209,11 @@ P = ("programs", 0)
     put(*P, "arena_bytes", 1.5), put(*P, "arena_bytes", True), put(*P, "dims", []),
     put(*P, "buffers", 2, "offset", 1), put(*P, "buffers", 2, "offset", -4), put(*P, "buffers", 2, "dtype", "object"),
     put(*P, "buffers", 2, "kind", "file"), put(*P, "buffers", 2, "shape", [2, "4"]), put(*P, "buffers", 2, "shape", 3),
-    put(*P, "buffers", 4, "source", 4), put(*P, "buffers", 4, "source", 99), put(*P, "buffers", 4, "shape", [15]),
+    put(*P, "buffers", 4, "source", 4), put(*P, "buffers", 4, "source", 99), put(*P, "buffers", 4, "shape", [17]),
+    put(*P, "buffers", 4, "offset", 4), put(*P, "buffers", 5, "offset", 2), put(*P, "buffers", 5, "offset", 48),
+    put(*P, "buffers", 5, "strides", [1]), put(*P, "buffers", 5, "strides", [1, -8]),
+    put(*P, "buffers", 5, "strides", [1, 16]), put(*P, "buffers", 3, "strides", [8, 1]),
+    put(*P, "buffers", 5, "strides", [0, 1]), put(*P, "buffers", 5, "strides", [1, 2]),
     put(*P, "buffers", 4, "dtype", "int32"), put(*P, "buffers", 1, "source", 5), put(*P, "buffers", 1, "source", 1),
     put(*P, "buffers", 0, "source", -1), put(*P, "inputs", 0, "buffer", 77), put(*P, "inputs", 0, "shape", [2, 5]),
     put(*P, "outputs", 0, "buffer", 2), put(*P, "outputs", 0, "name", None),
@@ -226,7 +245,7 @@ def test_what_does_not_fit_together_is_refused(folder: Path, change: Any) -> Non
 def test_views_of_views_in_a_circle_are_refused(folder: Path) -> None:
     def change(body: Any) -> None:
         view = body["programs"][0]["buffers"][4]
-        body["programs"][0]["buffers"] += [{**view, "source": 6}, {**view, "source": 5}]
+        body["programs"][0]["buffers"] += [{**view, "source": 7}, {**view, "source": 6}]
 
     rewrite(folder, change)
     with pytest.raises(PlanError, match="view of itself"):
