@@ -253,6 +253,57 @@ def inspect(plan: str, as_json: bool, full: bool) -> None:
 
 
 @cli.command()
+@click.argument("plan", type=click.Path())
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda: one process for each GPU.")
+@click.option("--runs", type=click.IntRange(min=1), default=50, show_default=True, help="Timed runs.")
+@click.option("--warmup", type=click.IntRange(min=1), default=5, show_default=True, help="Runs before them.")
+@click.option("--inputs", type=click.Path(), help="An .npz file, or a folder; random ones if not given.")
+@click.option("--weights", type=click.Path(), help="Read the weights from this ONNX file (or plan).")
+@click.option("--random-weights", is_flag=True, help="Make up weights, for a plan without any.")
+@click.option("--tokens-per-run", "tokens", type=click.IntRange(min=1), help="If not the input's first two dims.")
+@click.option("--no-graph", is_flag=True, help="Launch every kernel by itself, not a CUDA graph of all.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True)
+@click.option("--json", "json_file", type=click.Path(), help="Write the result to this file, or - for the output.")
+@click.option("--trace", type=click.Path(), help="Write a Chrome trace of all ranks to this file.")
+@click.option("--all", "full", is_flag=True, help="Cut no table short.")
+@_verbose
+def bench(plan: str, json_file: str | None, full: bool, **given: Any) -> None:
+    """Measure PLAN: latency, throughput, memory, and what the time of every rank goes to."""
+    from onnxmesh.runtime.bench import Request, Work
+    from onnxmesh.runtime.bench import bench as measure
+    from onnxmesh.runtime.bench_text import bench_text
+    from onnxmesh.runtime.random_weights import RANDOM
+
+    if given["random_weights"] and given["weights"]:
+        raise click.UsageError("give either --weights or --random-weights")
+    work = Work(given["runs"], given["warmup"], given["inputs"], graph=not given["no_graph"])
+    weights = RANDOM if given["random_weights"] else given["weights"]
+    result = measure(
+        Request(plan, work, weights, given["device"], given["timeout"], given["tokens"] or 0, given["trace"])
+    )
+    if result is not None:
+        _write_json(json_file, result)
+        if json_file != "-":
+            click.echo(bench_text(result, full=full))
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+@click.option("--quick", is_flag=True, help="Measure nothing.")
+@click.option("--profile", type=click.Path(), help="Measure a device profile, and write it to this file.")
+@_verbose
+def doctor(as_json: bool, quick: bool, profile: str | None, verbose: bool) -> None:
+    """What this host has for running plans, what is missing and what that costs, and how fast its links are."""
+    from onnxmesh.runtime import doctor as checks
+    from onnxmesh.runtime.doctor_text import doctor_text
+
+    if quick and profile is not None:
+        raise click.UsageError("--quick measures nothing, --profile does")
+    found = checks.examine(measure=not quick, profile=profile)
+    click.echo(json.dumps(found, indent=1) if as_json else doctor_text(found))
+
+
+@cli.command()
 @click.option("--keep", type=click.Path(file_okay=False), help="Keep the model and the plan in this folder.")
 def demo(keep: str | None) -> None:
     """Build a small transformer, shard it over tp=2 x cp=2, run it on four local ranks and verify it."""
@@ -336,6 +387,15 @@ def _bar() -> Iterator[_Show]:
             progress.update(task, description=name, completed=done, total=total)
 
         yield show
+
+
+def _write_json(path: str | None, result: dict[str, Any]) -> None:
+    """JSON to a file, or to the output for `-`."""
+    text = json.dumps(result, indent=1)
+    if path == "-":
+        click.echo(text)
+    elif path is not None:
+        Path(path).write_text(text + "\n")
 
 
 def _show(result: Verification) -> None:
