@@ -1,180 +1,210 @@
-"""Matrix products through cuBLASLt, which can be captured in a CUDA graph as CuPy's own cannot.
+"""Matrix products: MatMul and FusedMatMul as launches of cuBLASLt, or of our own kernel for a few rows.
 
-The bindings are nvmath-python's; without them, and for what they are not asked for (integers, vectors), CuPy does
-the work. Row-major D = A B is the column-major D^T = B^T A^T, so A and B change places
-(https://docs.nvidia.com/cuda/cublas/#cublasltmatmul). Sums are float32 for narrower floats; TF32 is off.
+CuPy's own products cannot be captured in a CUDA graph. What a library's epilogue does not hold (GELU by erf, Swish,
+what comes after an activation) is one more launch, of the kernel generated for it, in place in the result.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import astuple, replace
 from functools import cache
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from onnxmesh.runtime.cuda import cublaslt, gemv
+from onnxmesh.runtime.cuda.cublaslt import Algorithm, Product
+from onnxmesh.runtime.cuda.gemm_epilogue import Split, splits
+from onnxmesh.runtime.cuda.gemm_problem import FLOATS, Contraction, Loop, Problem, contraction, matmul_loops
+from onnxmesh.runtime.cuda.launchers import Job, Launch, Workspace, launcher, prepare
+from onnxmesh.runtime.cuda.tuning import Candidate, choose
 from onnxmesh.runtime.kernels.registry import Array
 
-_WORKSPACE = 32 << 20
-_FULL_ALIGNMENT = 256
-_ELEMENTS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+_CANDIDATES = 8
+_BIAS_ALIGNMENT = 16
+_CUBLASLT = "cublaslt"
 
 
-@cache
 def available() -> bool:
     """Whether cuBLASLt can be called."""
-    return _library() is not None
+    return cublaslt.available()
+
+
+# --- launchers ----------------------------------------------------------------------------------------------
+
+
+@launcher("MatMul")
+def launch_matmul(job: Job) -> Launch | None:
+    """a [..., m, k] times b [..., k, n], as numpy.matmul."""
+    return _launch_split(job, Split())
+
+
+@launcher("FusedMatMul")
+def launch_fused(job: Job) -> Launch | None:
+    """The value of `expr`: a product and what is done to it (docs/fusion.md)."""
+    a, b = job.ins[:2]
+    if a is None or b is None or a.ndim < 2 or b.ndim < 2:
+        return None
+    product = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    shapes = [None if x is None else x.shape for x in job.ins]
+    for split in splits(job.attrs["expr"], shapes, product):
+        if split.rest is not None and product != job.outs[0].shape:
+            continue
+        launch = _launch_split(job, split)
+        if launch is not None:
+            return launch
+    return None
+
+
+def launch_contraction(
+    job: Job, nest: Sequence[Loop], arrays: Sequence[Array], split: Split | None = None
+) -> Launch | None:
+    """What launches a loop nest over a, b, the result, then bias and residual; None where it cannot be.
+
+    Args:
+        split: what is done to the product; its inputs are those `arrays`, its rest is not looked at.
+    """
+    split, out = split or Split(), arrays[2]
+    if any(x.dtype != out.dtype for x in arrays) or out.dtype.name not in FLOATS:
+        return None
+    if out.size == 0:
+        return lambda stream: None
+    if any(loop.size == 0 for loop in nest):
+        return None
+    addresses = [x.data.ptr for x in arrays]
+    bias = split.bias is not None
+    work = contraction(out.dtype.name, nest, addresses, split.activation, bias=bias)
+    return None if work is None else _launch(work, job.workspace)
+
+
+def _launch_split(job: Job, split: Split) -> Launch | None:
+    a, b, out = job.ins[0], job.ins[1], job.outs[0]
+    extra = [job.ins[i] for i in (split.bias, split.residual) if i is not None]
+    if a is None or b is None or any(x is None for x in extra):
+        return None
+    after = _rest(job, split)
+    if split.rest is not None and after is None:
+        return None
+    arrays = [a, b, out, *extra]
+    product = launch_contraction(job, matmul_loops(*arrays), arrays, split)
+    return product if product is None or after is None else _both(product, after)
+
+
+def _rest(job: Job, split: Split) -> Launch | None:
+    """The launch of what is left, in place in the result."""
+    if split.rest is None:
+        return None
+    ins, constant = (job.outs[0], *job.ins[2:]), (False, *job.constant[2:])
+    return prepare(replace(job, kernel="Fused", attrs={"expr": split.rest}, ins=ins, constant=constant))
+
+
+def _both(first: Launch, second: Launch) -> Launch:
+    def launch(stream: int) -> None:
+        first(stream)
+        second(stream)
+
+    return launch
+
+
+def _launch(work: Contraction, workspace: Workspace) -> Launch | None:
+    """The fastest way to do the work."""
+    key = json.dumps([*astuple(work.problem), len(work.addresses), cublaslt.tf32()])
+    chosen = choose(key, lambda: _candidates(work), lambda name: _candidate(work, name))
+    if chosen is None:
+        return None
+    workspace.reserve(chosen.workspace)
+    enqueue = chosen.launch
+    return lambda stream: enqueue(workspace.ptr, stream)
+
+
+# --- candidates ---------------------------------------------------------------------------------------------
+
+
+def _candidates(work: Contraction) -> list[Candidate]:
+    """All ways to do the work, the library's first."""
+    product = _product(work)
+    algorithms = [] if product is None else product.algorithms(_CANDIDATES)
+    found = [_of_library(work, product, algorithm) for algorithm in algorithms if product is not None]
+    return [*found, *gemv.candidates(work)]
+
+
+def _candidate(work: Contraction, name: str) -> Candidate | None:
+    """The one of this name, if it (still) can do the work."""
+    kind, _, rest = name.partition(":")
+    if kind != _CUBLASLT:
+        return next((candidate for candidate in gemv.candidates(work) if candidate.name == name), None)
+    try:
+        data = bytes.fromhex(rest)
+    except ValueError:
+        return None
+    product = _product(work)
+    algorithm = None if product is None else product.check(data)
+    return None if product is None or algorithm is None else _of_library(work, product, algorithm)
+
+
+def _product(work: Contraction) -> Product | None:
+    """The library's descriptors of the work, if it has its epilogue."""
+    problem, bias = work.problem, work.addresses[0][3] if work.problem.epilogue.bias else 0
+    if not cublaslt.available() or not cublaslt.has(problem.epilogue) or bias % _BIAS_ALIGNMENT:
+        return None
+    if problem.epilogue.activation == "gelu" and problem.dtype in ("float32", "float64"):
+        return None  # the library's tanh is an approximation that suits half precision
+    return Product(problem, bias)
+
+
+def _of_library(work: Contraction, product: Product, algorithm: Algorithm) -> Candidate:
+    bound = [product.bound(algorithm, addresses) for addresses in work.addresses]
+
+    def launch(workspace: int, stream: int) -> None:
+        for one in bound:
+            one(workspace, stream)
+
+    return Candidate(f"{_CUBLASLT}:{algorithm.data.hex()}", launch, algorithm.workspace)
+
+
+# --- generic kernels ----------------------------------------------------------------------------------------
 
 
 def takes(a: Array, b: Array) -> bool:
     """Whether cuBLASLt multiplies these: matrices of one float dtype."""
-    return a.dtype == b.dtype and a.dtype.name in _ELEMENTS and a.ndim >= 2 and b.ndim >= 2 and available()
+    return a.dtype == b.dtype and a.dtype.name in FLOATS and a.ndim >= 2 and b.ndim >= 2 and available()
 
 
 def matmul(xp: Any, a: Array, b: Array) -> Array:
-    """a [..., m, k] times b [..., k, n], as numpy.matmul."""
+    """a [..., m, k] times b [..., k, n], as numpy.matmul, in memory of its own; nothing is timed."""
     if not takes(a, b):
         return xp.matmul(a, b)
-    (m, k), n = a.shape[-2:], b.shape[-1]
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    out = xp.empty((*batch, m, n), a.dtype)
-    if out.size == 0 or k == 0:
+    out = xp.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
+    if out.size == 0 or a.shape[-1] == 0:
         out.fill(0)
-    elif prod(b.shape[:-2]) == 1:  # a weight: all rows at once
-        _multiply(xp, a.reshape(-1, k)[None], b.reshape(k, n)[None], out.reshape(1, -1, n))
-    else:
-        a, b = (xp.broadcast_to(x, (*batch, *x.shape[-2:])).reshape(-1, *x.shape[-2:]) for x in (a, b))
-        _multiply(xp, a, b, out.reshape(-1, m, n))
+        return out
+    work = _plain(a, b, out)
+    if work is None:
+        whole = b.shape if prod(b.shape[:-2]) == 1 else (*batch, *b.shape[-2:])
+        a = xp.ascontiguousarray(xp.broadcast_to(a, (*batch, *a.shape[-2:])))
+        b = xp.ascontiguousarray(xp.broadcast_to(b, whole))
+        work = _plain(a, b, out)
+    known = None if work is None else _first(xp.cuda.runtime.getDevice(), work.problem)
+    if work is None or known is None:
+        return xp.matmul(a, b)
+    product, algorithm = known
+    workspace, stream = xp.empty(max(algorithm.workspace, 256), xp.uint8), xp.cuda.get_current_stream().ptr
+    for addresses in work.addresses:
+        product.bound(algorithm, addresses)(workspace.data.ptr, stream)
     return out
 
 
-@dataclass(frozen=True, slots=True)
-class _Operand:
-    """A batch of matrices: read as they are, or transposed; `step` elements from one to the next."""
-
-    transposed: bool
-    leading: int
-    step: int
-    alignment: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Problem:
-    dtype: str
-    m: int
-    n: int
-    k: int
-    batch: int
-    a: _Operand
-    b: _Operand
-    alignment: int
-
-
-def _multiply(xp: Any, a: Array, b: Array, out: Array) -> None:
-    """out[i] = a[i] b[i]; out is contiguous."""
-    library = _library()
-    a, first = _operand(xp, a)
-    b, second = _operand(xp, b)
-    problem = _Problem(
-        a.dtype.name, a.shape[1], b.shape[2], a.shape[2], len(a), first, second, _alignment(out.data.ptr)
-    )
-    workspace = xp.empty(_WORKSPACE, xp.uint8)
-    device = xp.cuda.runtime.getDevice()
-    library.run(device, problem, a.data.ptr, b.data.ptr, out.data.ptr, workspace, xp.cuda.get_current_stream().ptr)
-
-
-def _operand(xp: Any, x: Array) -> tuple[Array, _Operand]:
-    """x [batch, rows, columns] as cuBLASLt can read it: rows or columns contiguous; else copied."""
-    _, rows, columns = x.shape
-    item, (step, row, column) = x.itemsize, x.strides
-    if (column == item or columns == 1) and row >= columns * item:
-        return x, _Operand(False, row // item, step // item, _alignment(x.data.ptr))
-    if (row == item or rows == 1) and column >= rows * item:
-        return x, _Operand(True, column // item, step // item, _alignment(x.data.ptr))
-    x = xp.ascontiguousarray(x)
-    return x, _Operand(False, columns, rows * columns, _alignment(x.data.ptr))
-
-
-def _alignment(pointer: int) -> int:
-    return min(_FULL_ALIGNMENT, pointer & -pointer)
+def _plain(a: Array, b: Array, out: Array) -> Contraction | None:
+    return contraction(out.dtype.name, matmul_loops(a, b, out), [x.data.ptr for x in (a, b, out)])
 
 
 @cache
-def _library() -> Any:
-    """cuBLASLt's bindings behind one function, or None."""
-    if os.environ.get("ONNXMESH_NO_CUBLASLT"):
-        return None
-    try:
-        return _Library()
-    except (ImportError, RuntimeError, OSError):
-        return None
-
-
-class _Library:
-    def __init__(self) -> None:
-        from nvmath import CudaDataType
-        from nvmath.bindings import cublas, cublasLt
-
-        self._lt, self._compute, self._types = cublasLt, cublas.ComputeType, CudaDataType
-        self._handles: dict[int, int] = {}
-        self._plans: dict[tuple[int, _Problem], tuple[Any, ...]] = {}
-
-    def run(self, device: int, problem: _Problem, a: int, b: int, out: int, workspace: Array, stream: int) -> None:
-        """Enqueue the product; the algorithm is looked up the first time."""
-        if device not in self._handles:
-            self._handles[device] = self._lt.create()
-        handle, key = self._handles[device], (device, problem)
-        if key not in self._plans:
-            self._plans[key] = self._plan(handle, problem)
-        operation, la, lb, lc, algorithm, one, zero = self._plans[key]
-        self._lt.matmul(
-            *(handle, operation, one.ctypes.data, b, lb, a, la, zero.ctypes.data, out, lc, out, lc),
-            *(algorithm["algo"].ctypes.data, workspace.data.ptr, workspace.nbytes, stream),
-        )
-
-    def _plan(self, handle: int, p: _Problem) -> tuple[Any, ...]:
-        lt = self._lt
-        double = p.dtype == "float64"
-        scale = self._types.CUDA_R_64F if double else self._types.CUDA_R_32F
-        compute = self._compute.COMPUTE_64F if double else self._compute.COMPUTE_32F
-        operation = lt.matmul_desc_create(compute, scale)
-        get, put, names = lt.get_matmul_desc_attribute_dtype, lt.matmul_desc_set_attribute, lt.MatmulDescAttribute
-        _set(put, get, operation, names.TRANSA, int(p.b.transposed))
-        _set(put, get, operation, names.TRANSB, int(p.a.transposed))
-        la = self._layout(p, p.a, p.m, p.k)
-        lb = self._layout(p, p.b, p.k, p.n)
-        lc = self._layout(p, _Operand(False, p.n, p.m * p.n, p.alignment), p.m, p.n)
-        preference = lt.matmul_preference_create()
-        get, put = lt.get_matmul_preference_attribute_dtype, lt.matmul_preference_set_attribute
-        wanted = lt.MatmulPreferenceAttribute
-        _set(put, get, preference, wanted.MAX_WORKSPACE_BYTES, _WORKSPACE)
-        alignments = {"A": p.b.alignment, "B": p.a.alignment, "C": p.alignment, "D": p.alignment}
-        for name, alignment in alignments.items():
-            _set(put, get, preference, getattr(wanted, f"MIN_ALIGNMENT_{name}_BYTES"), alignment)
-        found, count = np.zeros(1, lt.matmul_heuristic_result_dtype), np.zeros(1, np.int32)
-        lt.matmul_algo_get_heuristic(
-            *(handle, operation, lb, la, lc, lc, preference, 1, found.ctypes.data, count.ctypes.data)
-        )
-        lt.matmul_preference_destroy(preference)
-        if not count[0]:
-            raise RuntimeError(f"cuBLASLt has no algorithm for {p}")
-        number = np.float64 if double else np.float32
-        return operation, la, lb, lc, found, np.ones(1, number), np.zeros(1, number)
-
-    def _layout(self, p: _Problem, x: _Operand, rows: int, columns: int) -> int:
-        """The row-major matrix [rows, columns] of memory order `x`, as cuBLASLt sees it: its transpose."""
-        lt = self._lt
-        kind = getattr(self._types, f"CUDA_R_{'16BF' if p.dtype == 'bfloat16' else f'{8 * _ELEMENTS[p.dtype]}F'}")
-        rows, columns = (columns, rows) if x.transposed else (rows, columns)
-        layout = lt.matrix_layout_create(kind, columns, rows, x.leading)
-        get, put, names = lt.get_matrix_layout_attribute_dtype, lt.matrix_layout_set_attribute, lt.MatrixLayoutAttribute
-        _set(put, get, layout, names.BATCH_COUNT, p.batch)
-        _set(put, get, layout, names.STRIDED_BATCH_OFFSET, x.step)
-        return int(layout)
-
-
-def _set(put: Any, get: Any, target: int, attribute: Any, value: int) -> None:
-    data = np.array([value], get(attribute))
-    put(target, attribute, data.ctypes.data, data.nbytes)
+def _first(device: int, problem: Problem) -> tuple[Product, Algorithm] | None:
+    """The library's first choice for a problem without a bias."""
+    product = Product(problem)
+    algorithms = product.algorithms(1)
+    return (product, algorithms[0]) if algorithms else None
