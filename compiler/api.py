@@ -94,7 +94,7 @@ def _recognise(state: Compilation) -> None:
     state.model, state.findings = recognise(state.loaded)
     check_supported(state.model.graph)
     alone, _ = fuse(sink(merge_linears(state.model.clone())))
-    state.survey = survey(state.model.graph, alone.graph)
+    state.survey = survey(state.model.graph, layout(alone).graph)
 
 
 def _shard(axis: str, state: Compilation) -> None:

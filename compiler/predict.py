@@ -40,7 +40,7 @@ def survey(graph: ir.Graph, fused: ir.Graph) -> Survey:
     return Survey(
         nodes=len(views),
         flops=sum(map(cost.flops, views)),
-        microseconds=sum(cost.execution(view_of(node, 1)) for node in fused),
+        microseconds=sum(cost.execution(view_of(node, 1)) for node in executed(fused)),
         weight_bytes=sum(cost.nbytes(shape_of(v), dtype_of(v)) for v in graph.initializers.values()),
         lookups=_lookups(graph),
     )
