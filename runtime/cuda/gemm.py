@@ -7,7 +7,7 @@ what comes after an activation) is one more launch, of the kernel generated for 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, replace
 from functools import cache
 from math import prod
@@ -123,12 +123,13 @@ def _launch(work: Contraction, workspace: Workspace) -> Launch | None:
 # --- candidates ---------------------------------------------------------------------------------------------
 
 
-def _candidates(work: Contraction) -> list[Candidate]:
+def _candidates(work: Contraction) -> Iterator[Candidate]:
     """All ways to do the work, the library's first."""
     product = _product(work)
-    algorithms = [] if product is None else product.algorithms(_CANDIDATES)
-    found = [_of_library(work, product, algorithm) for algorithm in algorithms if product is not None]
-    return [*found, *gemv.candidates(work)]
+    if product is not None:
+        for algorithm in product.algorithms(_CANDIDATES):
+            yield _of_library(work, product, algorithm)
+    yield from gemv.candidates(work)
 
 
 def _candidate(work: Contraction, name: str) -> Candidate | None:

@@ -1,3 +1,3 @@
 """Importing this registers every launcher."""
 
-from onnxmesh.runtime.cuda import attention, codegen, gemm  # noqa: F401
+from onnxmesh.runtime.cuda import attention, codegen, einsum, gemm  # noqa: F401

@@ -14,7 +14,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -97,7 +97,7 @@ class Choices:
 
 
 def choose(
-    problem: str, candidates: Callable[[], Sequence[Candidate]], revive: Callable[[str], Candidate | None]
+    problem: str, candidates: Callable[[], Iterable[Candidate]], revive: Callable[[str], Candidate | None]
 ) -> Candidate | None:
     """The fastest candidate for a problem on the current device; None if there is none.
 
@@ -116,7 +116,7 @@ def choose(
         known = _known(choices, problem, revive)
         if known is not None:
             return known
-        best = fastest(candidates())
+        best = fastest(list(candidates()))
         if best is not None:
             choices.put(problem, best.name)
     return best
