@@ -1,7 +1,7 @@
 """Which op takes which strides well, on a GPU. A CPU takes all.
 
-What is not in the table reads and writes row-major memory, and so do collectives. Vectors are loaded 16 bytes at a
-time, which the libraries' products and attentions insist on.
+What is not in the table reads and writes row-major memory. Vectors are loaded 16 bytes at a time, which the libraries'
+products and attentions insist on. Collectives send row-major memory, but what they pack and unpack may lie anyhow.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from onnxmesh.compiler.ir.rule import itemsize
-from onnxmesh.compiler.ir.view import dtype_of
+from onnxmesh.compiler.ir.view import dtype_of, plain_attrs, shape_of
 from onnxmesh.compiler.ir.window import Window
+from onnxmesh.compiler.ops.collectives import COLLECTIVES
+from onnxmesh.runtime.exchange import staged
 from onnxmesh.runtime.kernels.elementwise import ELEMENTWISE
 
 ALIGNMENT = 16
@@ -34,6 +36,11 @@ def writes(node: ir.Node, index: int, window: Window) -> bool:
 def _fits(node: ir.Node, index: int, window: Window, size: int, *, writes: bool) -> bool:
     if window.is_row_major and window.offset * size % ALIGNMENT == 0:
         return True
+    if node.op_type in COLLECTIVES:
+        value = node.inputs[index]
+        assert value is not None
+        sides = staged(node.op_type, plain_attrs(node), shape_of(value), shape_of(node.outputs[index]))
+        return sides[writes] and _rows(window, index, 1, writes)
     rule = _TABLE.get(node.op_type)
     return rule is not None and rule(window, index, ALIGNMENT // size or 1, writes)
 

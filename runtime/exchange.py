@@ -61,6 +61,18 @@ def moves(
     return result
 
 
+def staged(kind: str, attrs: Mapping[str, Any], shape: Shape, out: Shape) -> tuple[bool, bool]:
+    """Whether a collective packs its input of `shape`, and unpacks its result: there it takes any strides."""
+    if kind == "ReduceScatter":
+        return not (_is_first(shape, attrs["dim"]) and _is_plain(segments_of(attrs["segments"]))), False
+    if kind == "AllGather":
+        return False, not _is_first(shape, attrs["dim"])
+    if kind == "AllToAll" and attrs["split_dim"] != attrs["concat_dim"]:
+        sends_direct = _is_first(shape, attrs["split_dim"])
+        return not sends_direct, sends_direct or not _is_first(out, attrs["concat_dim"])
+    return False, False
+
+
 def staging_sizes(program: Program, mesh: Mesh) -> dict[int, int]:
     """Bytes of staging memory by stream: what the largest of its collectives needs."""
     sizes: dict[int, int] = {}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxmesh.runtime.collectives import execute
-from onnxmesh.runtime.exchange import Moves, moves, staging_bytes
+from onnxmesh.runtime.exchange import Moves, moves, staged, staging_bytes
 from onnxmesh.runtime.memory import aligned
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Segment, Shard, cut
@@ -80,21 +80,30 @@ def test_moves_do_what_the_collective_does(kind, attrs, held, given, batch):
     given_arrays = samples(held, given, batch, RANKS)
     expected = run_ranks(Mesh.of(tp=RANKS), lambda comm: execute(item, given_arrays[comm.rank], comm, np))
 
-    staged = [0]
-    results = [np.full_like(x, np.nan) for x in expected]
-    played = [_moves(item, given_arrays[r], results[r], r, staged) for r in range(RANKS)]
+    size = [0]
+    packs, unpacks = staged(kind, attrs, given_arrays[0].shape, expected[0].shape)
+    given_arrays = [_apart(x) if packs else x for x in given_arrays]
+    results = [_apart(np.full_like(x, np.nan)) if unpacks else np.full_like(x, np.nan) for x in expected]
+    played = [_moves(item, given_arrays[r], results[r], r, size) for r in range(RANKS)]
     assert all(played)
     _play([each for each in played if each is not None])
 
     for result, right in zip(results, expected):
         np.testing.assert_array_equal(result, right)
     buffers = [Buffer("float64", x.shape, "arena") for x in (given_arrays[0], expected[0])]
-    assert staging_bytes(item, buffers, RANKS) == staged[0] // RANKS
+    assert staging_bytes(item, buffers, RANKS) == size[0] // RANKS
 
 
-def _moves(item, x, out, rank, staged) -> Moves | None:
+def _apart(x):
+    """The same in memory that has gaps between the rows."""
+    wide = np.zeros((*x.shape[:-1], x.shape[-1] + 3), x.dtype)
+    wide[..., : x.shape[-1]] = x
+    return wide[..., : x.shape[-1]]
+
+
+def _moves(item, x, out, rank, size) -> Moves | None:
     def stage(shape, dtype):
-        staged[0] += aligned(int(np.prod(shape)) * 8)
+        size[0] += aligned(int(np.prod(shape)) * 8)
         return np.full(shape, np.nan, dtype)
 
     return moves(item, [x], [out], RANKS, rank, stage)

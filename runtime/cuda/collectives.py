@@ -11,7 +11,7 @@ from typing import Any
 
 from onnxmesh.runtime.cuda.device import import_cupy, import_nccl
 from onnxmesh.runtime.cuda.launchers import Launch
-from onnxmesh.runtime.exchange import Moves, moves
+from onnxmesh.runtime.exchange import Moves, moves, staged
 from onnxmesh.runtime.kernels.registry import Array
 from onnxmesh.runtime.memory import aligned
 from onnxmesh.runtime.nccl import NcclCommunicator, is_native
@@ -57,8 +57,10 @@ def prepare(
     All ranks of the group prepare it together: the first of a group connects them.
     """
     group = rank.mesh.group(rank.rank, item.axis)
-    if not all(x.flags.c_contiguous for x in (*ins, *outs)):
-        return None
+    for number, (x, out) in enumerate(zip(ins, outs)):
+        packs, unpacks = staged(item.kind, item.attrs_of(number), x.shape, out.shape)
+        if not ((packs or x.flags.c_contiguous) and (unpacks or out.flags.c_contiguous)):
+            return None
     staging.restart()
     todo = moves(item, ins, outs, len(group), group.index(rank.rank), staging.take)
     if todo is None or not all(
