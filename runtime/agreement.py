@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,14 +13,19 @@ import numpy as np
 
 from onnxmesh.runtime import planjson
 from onnxmesh.runtime.comm import Communicator
-from onnxmesh.runtime.device import Device
 from onnxmesh.runtime.errors import PlanError
 from onnxmesh.runtime.plan import Plan
 
 Facts = Mapping[str, str]
 """What must be equal on all ranks, and what it is here."""
 
+Move = Callable[[Any], Any]
+
 _SHORT = 12
+
+
+def _stay(array: Any) -> Any:
+    return array
 
 
 def plan_facts(plan: Plan) -> dict[str, str]:
@@ -28,22 +33,35 @@ def plan_facts(plan: Plan) -> dict[str, str]:
     return {"plan": hashlib.sha256(planjson.text(plan, "")).hexdigest(), "mesh": str(plan.mesh), "onnxmesh": _version()}
 
 
-def agree(comm: Communicator, facts: Facts, device: Device) -> None:
+def agree(comm: Communicator, facts: Facts, put: Move = _stay, get: Move = _stay) -> None:
     """Return if every rank has the same facts. All ranks call it together; one rank alone agrees with itself.
+
+    Args:
+        put: moves an array of the host to where the communicator wants it.
+        get: moves it back.
 
     Raises:
         PlanError: on every rank, with the facts that differ and which ranks have which.
     """
     if comm.mesh.size == 1:
         return
+
+    def gather(data: bytes) -> list[bytes]:
+        everyone = tuple(range(comm.mesh.size))
+        got = get(comm.all_gather(put(np.frombuffer(data, np.uint8).copy()), everyone))
+        return [bytes(part) for part in got.reshape(len(everyone), -1)]
+
     text = json.dumps(facts, sort_keys=True).encode()
-    hashes = _gather(comm, hashlib.sha256(text).digest(), device)
-    if len(set(hashes)) == 1:
+    if len(set(gather(hashlib.sha256(text).digest()))) == 1:
         return
-    sizes = _gather(comm, len(text).to_bytes(8, "little"), device)
-    longest = max(int.from_bytes(size, "little") for size in sizes)
-    everyone = [json.loads(data) for data in _gather(comm, text.ljust(longest), device)]
-    raise PlanError(f"the ranks do not run the same: {differences(everyone)}")
+    longest = max(int.from_bytes(size, "little") for size in gather(len(text).to_bytes(8, "little")))
+    require([json.loads(data) for data in gather(text.ljust(longest))])
+
+
+def require(everyone: Sequence[Facts]) -> None:
+    """Raise PlanError, as `agree` does, unless the facts of all ranks, in their order, are the same."""
+    if any(facts != everyone[0] for facts in everyone):
+        raise PlanError(f"the ranks do not run the same: {differences(everyone)}")
 
 
 def differences(everyone: Sequence[Facts]) -> str:
@@ -57,15 +75,6 @@ def differences(everyone: Sequence[Facts]) -> str:
         if len(holders) > 1:
             parts.append(f"{name} is " + ", ".join(f"{_short(value)} on {_ranks(r)}" for value, r in holders.items()))
     return "; ".join(parts)
-
-
-def _gather(comm: Communicator, data: bytes, device: Device) -> list[bytes]:
-    """Every rank's bytes, equally many on each."""
-    everyone = tuple(range(comm.mesh.size))
-    with device.scope():
-        mine = device.put(np.frombuffer(data, np.uint8).copy())
-        got: Any = device.get(comm.all_gather(mine, everyone))
-    return [bytes(part) for part in got.reshape(len(everyone), -1)]
 
 
 def _short(value: str) -> str:

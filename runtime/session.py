@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import numpy as np
 
-from onnxmesh.runtime.collectives import all_gather
+from onnxmesh.runtime import agreement
+from onnxmesh.runtime.binding import Binding, Memory
 from onnxmesh.runtime.comm import Array, Communicator
 from onnxmesh.runtime.device import Device, HostDevice
 from onnxmesh.runtime.dtypes import dtype, ort_type
 from onnxmesh.runtime.engine import Engine, Hook
 from onnxmesh.runtime.errors import InvalidArgument, PlanError, RunError
-from onnxmesh.runtime.mesh import Mesh
-from onnxmesh.runtime.placement import Partial, Replicate, Shard, join
-from onnxmesh.runtime.plan import Plan, Port, Spec
-from onnxmesh.runtime.recipe import Fetch, cut_spec
-from onnxmesh.runtime.serialize import load, read_weights
+from onnxmesh.runtime.loading import LoadReport
+from onnxmesh.runtime.plan import Plan, Port
+from onnxmesh.runtime.random_weights import RANDOM
+from onnxmesh.runtime.recipe import Fetch
+from onnxmesh.runtime.serialize import load
 from onnxmesh.runtime.threads import ThreadRanks
 from onnxmesh.runtime.validate import validate
+from onnxmesh.runtime.views import cut_view, gather_views, join_views
 
 if TYPE_CHECKING:
     from onnxmesh.runtime.cuda.ranks import ProcessRanks
 
+T = TypeVar("T")
+
 Feeds = Mapping[str, Any]
+
+_FIRST = 2
+"""Runs that take longer than the ones after them: one launches all for the first time, one captures a CUDA graph."""
+_ELSEWHERE = "this session's ranks are other processes"
+_OWN = "use one GPU, or one process for each rank with a communicator (torchrun, mpirun)"
 
 
 @dataclass(frozen=True)
@@ -49,14 +60,19 @@ class Session:
         plan: a plan, or the folder of one.
         device: `cpu`, `cuda`, or as one rank `cuda:1`.
         weights: where the weights are, if not in the plan's folder: a plan's folder, or a function that reads the
-            model's initialisers by name. A plan knows where it came from.
+            model's initialisers by name. A plan knows where it came from. `random`: small random numbers, for trials.
         communicator: this process's rank.
-        timeout: how many seconds ranks wait for each other at a collective.
+        timeout: how many seconds ranks wait for each other; a communicator has its own.
         io: `all`: every rank is given the inputs. `root`: only rank 0 is, and only there are outputs.
         hooks: gives for a rank what is to be called after every instruction.
+        graph: whether a GPU captures the program in a CUDA graph.
+
+    Attributes:
+        plan: what it runs.
+        load_report: how many bytes of weights were loaded, and how fast.
 
     Raises:
-        PlanError: the plan is damaged, or does not fit the communicator's mesh.
+        PlanError: the plan is damaged, does not fit the communicator's mesh, or the ranks have different ones.
         RunError: a device that does not exist.
     """
 
@@ -70,6 +86,7 @@ class Session:
         timeout: float = 60.0,
         io: Literal["all", "root"] = "all",
         hooks: Callable[[int], Hook] | None = None,
+        graph: bool = True,
     ) -> None:
         kind, index = parse_device(device)
         if io not in ("all", "root"):
@@ -79,6 +96,8 @@ class Session:
         self._program = self.plan.programs[0]
         self._communicator = communicator
         self._closed = False
+        self._runs = 0
+        self._binding: Binding | None = None
         mesh = self.plan.mesh
         if communicator is not None and communicator.mesh != mesh:
             raise PlanError(f"the plan is for the mesh {mesh}, the ranks form {communicator.mesh}")
@@ -86,18 +105,21 @@ class Session:
         self._threads: ThreadRanks | None = None
         self._processes: ProcessRanks | None = None
         self._engines: dict[int, Engine] = {}
+        self._device: Device = HostDevice()
         if kind == "cuda" and communicator is None:
-            communicator = self._use_gpus(source, timeout)
+            communicator = self._use_gpus(source, timeout, graph)
             if communicator is None:
                 return
-        self._device = _cuda_device(index, communicator) if kind == "cuda" else HostDevice()
-        ranks = range(mesh.size) if communicator is None else [communicator.rank]
-        shards = read_weights(source, self.plan, [mesh.coordinate(r) for r in ranks])
-        self._threads = ThreadRanks(mesh, timeout) if communicator is None else None
-        self._engines = {
-            rank: self._device.engine(self._program, own, self._reach(rank), hooks(rank) if hooks else None)
-            for rank, own in zip(ranks, shards)
-        }
+        if kind == "cuda":
+            self._device = _cuda_device(index, communicator, graph)
+        if communicator is None:
+            self._threads = ThreadRanks(mesh, timeout)
+        self._start(source, hooks)
+
+    @property
+    def bound(self) -> Binding | None:
+        """The binding whose memory the program uses; None while it uses memory of its own."""
+        return self._binding
 
     def get_inputs(self) -> list[NodeArg]:
         """The inputs, in the order of the model's."""
@@ -107,31 +129,72 @@ class Session:
         """The outputs, in the order of the model's."""
         return [_node_arg(port) for port in self._program.outputs]
 
-    def run(self, output_names: Sequence[str] | None, feeds: Feeds | None = None) -> list[np.ndarray]:
+    def run(
+        self,
+        output_names: Sequence[str] | None,
+        feeds: Feeds | None = None,
+        *,
+        device_outputs: bool = False,
+        stream: Any = None,
+    ) -> list[Any]:
         """The named outputs (None: all) for the inputs `feeds`, by name, each whole (its global view).
 
-        As one rank of several processes an output that the plan leaves sharded is this rank's shard, unless `io` is
-        `root`; and then ranks other than 0 give no inputs and get an empty list.
+        Inputs are arrays of NumPy, CuPy, torch, or anything with DLPack or the CUDA array interface. Outputs are
+        NumPy's, or with `device_outputs` CuPy's in the session's own memory, good until the next run.
+
+        As one rank of several processes an input may also be this rank's shard, and an output that the plan leaves
+        sharded is this rank's shard, unless `io` is `root`; and then ranks other than 0 give no inputs and get an
+        empty list.
+
+        Args:
+            stream: on a GPU a CUDA stream (CuPy's, torch's, or a pointer). The run then follows what is on it, what
+                is put there afterwards follows the run, and `run` returns at once, with `device_outputs`.
 
         Raises:
-            InvalidArgument: a missing or unknown name, a wrong dtype or shape.
+            InvalidArgument: a missing or unknown name, a wrong dtype or shape, an array on another device.
             RunError: a rank failed or did not arrive in time.
         """
-        if self._closed:
-            raise RunError("the session is closed")
+        self.check_open()
         outputs = self._outputs(output_names)
+        stay = device_outputs or stream is not None
         if self._communicator is not None:
-            return self._run_rank(self._communicator, feeds, outputs)
+            return self.as_rank(lambda comm: self._run_rank(comm, feeds, outputs, stay), stream)
         arrays = self.check(feeds)
         if self._processes is not None:
+            if stay:
+                raise InvalidArgument(f"{_ELSEWHERE}: outputs come to the host", hint=_OWN)
             return self._processes.run([port.name for port in outputs], arrays)
         assert self._threads is not None
-        if self.io == "root":
-            return self._threads.run(lambda comm: self._exchange(comm, arrays, outputs))[0]
-        self._threads.run(lambda comm: self._compute(comm, arrays, outputs))
-        return [self._joined(port) for port in outputs]
+        with self._device.running(stream):
+            self.use(None)
+            if self.io == "root":
+                return self._threads.run(lambda comm: self._exchange(comm, arrays, outputs))[0]
+            self._threads.run(lambda comm: self._compute(comm, arrays, outputs))
+        return [self.joined(port) for port in outputs]
 
-    def check(self, feeds: Feeds | None) -> dict[str, np.ndarray]:
+    def bind(self, inputs: Feeds, outputs: Mapping[str, Any] | None = None) -> Binding:
+        """Fixed memory to run on: inputs are read where they are, and outputs written where they are to be.
+
+        As one rank of several all ranks call it together. See onnxmesh.runtime.binding.
+
+        Args:
+            inputs: an array for every input.
+            outputs: arrays for some outputs, by name; the others stay in memory of the session's own.
+
+        Raises:
+            InvalidArgument: a missing or unknown name, a wrong dtype or shape, an array on another device; or this
+                session's ranks are other processes, or its `io` is `root`.
+        """
+        self.check_open()
+        if self._processes is not None or self.io == "root":
+            reason = _ELSEWHERE if self._processes is not None else "only rank 0 has inputs"
+            raise InvalidArgument(f"{reason}: there is no memory to bind", hint=_OWN)
+        self._outputs(list(outputs or {}))
+        binding = Binding(self, self.check(inputs), outputs or {})
+        binding.prepare()
+        return binding
+
+    def check(self, feeds: Feeds | None) -> dict[str, Array]:
         """The inputs as arrays, checked as `run` checks them.
 
         Raises:
@@ -144,7 +207,26 @@ class Session:
         missing = [name for name in ports if name not in feeds]
         if missing:
             raise InvalidArgument(f"input {missing[0]!r} is missing: the inputs are {', '.join(ports)}")
-        return {name: _checked(port, feeds[name]) for name, port in ports.items()}
+        return {name: self.checked(port, feeds[name], "input") for name, port in ports.items()}
+
+    def checked(self, port: Port, value: Any, what: str) -> Array:
+        """An input or output as an array, of the port's dtype and shape, or as one rank of its shard's.
+
+        Raises InvalidArgument.
+        """
+        try:
+            array = self._adopt(value)
+        except InvalidArgument as error:
+            error.args = (f"{what} {port.name!r}: {error.args[0]}",)
+            raise
+        own = self._program.buffers[port.buffer].shape
+        shapes = (port.shape, own) if self._communicator is not None else (port.shape,)
+        if array.dtype != dtype(port.dtype) or array.shape not in shapes:
+            raise InvalidArgument(
+                f"{what} {port.name!r}: expected {port.dtype}{list(port.shape)}, "
+                f"got {array.dtype.name}{list(array.shape)}"
+            )
+        return array
 
     def measure(self, work: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
         """What every rank that is this session's measures (see onnxmesh.runtime.bench_rank), by rank.
@@ -184,6 +266,96 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    # --- for bindings ---------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> Device:
+        """Where the ranks of this process compute."""
+        return self._device
+
+    @property
+    def engines(self) -> Mapping[int, Engine]:
+        """The engines of this process by rank; empty where the ranks are other processes."""
+        return self._engines
+
+    def check_open(self) -> None:
+        """Raise RunError if the session is closed."""
+        if self._closed:
+            raise RunError("the session is closed")
+
+    def as_rank(self, work: Callable[[Communicator], T], stream: Any = None) -> T:
+        """Do one run as one rank of several: its failure ends the others."""
+        comm = self._communicator
+        assert comm is not None
+        try:
+            with self._device.running(stream, first=self._runs < _FIRST):
+                result = work(comm)
+                self._runs += 1
+                return result
+        except BaseException as error:
+            comm.abort(error)
+            raise
+
+    @property
+    def is_one_rank(self) -> bool:
+        """Whether this process is one rank; else all ranks are here, as threads or as processes of its own."""
+        return self._communicator is not None
+
+    def on_threads(self, work: Callable[[Communicator], object], stream: Any = None) -> bool:
+        """Do `work` on every rank if they are threads of this process; whether they are."""
+        if self._threads is None:
+            return False
+        with self._device.running(stream):
+            self._threads.run(work)
+        return True
+
+    def use(self, binding: Binding | None) -> bool:
+        """Have the engines use a binding's memory, or their own; whether that is a change."""
+        if self._binding is binding:
+            return False
+        own: Memory = [None] * len(self._program.inputs), [None] * len(self._program.outputs)
+        with self._device.scope():
+            for rank, engine in self._engines.items():
+                engine.rebind(*(own if binding is None else binding.memory(rank)))
+        self._binding, self._runs = binding, 0
+        return True
+
+    def local(self, rank: int, port: Port, array: Array) -> Array:
+        """A rank's piece of an input, which may be just that already; a view where it can be."""
+        if array.shape != port.shape:
+            return array
+        return cut_view(array, port.spec, self.plan.mesh, rank, self._device.xp)
+
+    def joined(self, port: Port) -> np.ndarray:
+        """An output's global view, from the memory of all ranks' engines in this process."""
+        pieces = {rank: engine.array(port.buffer) for rank, engine in self._engines.items()}
+        return np.array(join_views(pieces, port.spec, self.plan.mesh))
+
+    # --- starting -------------------------------------------------------------------------------------------
+
+    def _start(self, source: Fetch | str | Path, hooks: Callable[[int], Hook] | None) -> None:
+        """Load this process's ranks; all ranks agree first, and on GPUs they connect afterwards."""
+        mesh, own, device = self.plan.mesh, self._communicator, self._device
+        if own is not None:
+            kind = "random" if source == RANDOM else "the plan's"
+            device.agree(own, {**agreement.plan_facts(self.plan), "io": self.io, "weights": kind})
+        ranks = range(mesh.size) if own is None else [own.rank]
+        start = time.perf_counter()
+        shards = device.load(source, self.plan, [mesh.coordinate(rank) for rank in ranks])
+        seconds = time.perf_counter() - start
+        self.load_report = LoadReport.of_ranks((sum(x.nbytes for x in some), seconds) for some in shards)
+        self._engines = {
+            rank: device.engine(self._program, some, self._reach(rank), hooks(rank) if hooks else None)
+            for rank, some in zip(ranks, shards)
+        }
+
+    def _adopt(self, value: Any) -> Array:
+        if self._processes is not None:
+            from onnxmesh.runtime.cuda.foreign import as_host_array
+
+            return as_host_array(value)
+        return self._device.adopt(value)
+
     def _source(self, plan: Plan | str | Path, weights: Fetch | str | Path | None) -> Fetch | str | Path:
         if weights is not None:
             return weights
@@ -195,7 +367,7 @@ class Session:
             raise PlanError("a plan that is not in a folder has no weights", hint="pass weights=")
         return _no_weights
 
-    def _use_gpus(self, source: Fetch | str | Path, timeout: float) -> Communicator | None:
+    def _use_gpus(self, source: Fetch | str | Path, timeout: float, graph: bool) -> Communicator | None:
         """The communicator of this process if it is to be the only rank; else it starts a process for every rank."""
         from onnxmesh.runtime.cuda.ranks import ProcessRanks
         from onnxmesh.runtime.nccl import NcclCommunicator
@@ -203,7 +375,8 @@ class Session:
         if self.plan.mesh.size == 1:
             self._communicator = NcclCommunicator(self.plan.mesh)
             return self._communicator
-        self._processes = ProcessRanks(self.plan, source, timeout)
+        self._processes = ProcessRanks(self.plan, source, timeout, graph)
+        self.load_report = self._processes.load_report
         return None
 
     def _reach(self, rank: int) -> Communicator:
@@ -212,20 +385,15 @@ class Session:
         assert self._threads is not None
         return self._threads.communicator(rank)
 
-    def _run_rank(self, comm: Communicator, feeds: Feeds | None, outputs: Sequence[Port]) -> list[np.ndarray]:
-        """One process of several: its failure ends the others."""
-        try:
-            given = self.io == "all" or comm.rank == 0
-            arrays = self.check(feeds) if given else {}
-            with self._device.scope():
-                if self.io == "root":
-                    return self._exchange(comm, arrays, outputs)
-                return [self._device.get(x) for x in self._compute(comm, arrays, outputs)]
-        except BaseException as error:
-            comm.abort(error)
-            raise
+    def _run_rank(self, comm: Communicator, feeds: Feeds | None, outputs: Sequence[Port], stay: bool) -> list[Any]:
+        """One process of several."""
+        given = self.io == "all" or comm.rank == 0
+        arrays = self.check(feeds) if given else {}
+        self.use(None)
+        results = self._exchange(comm, arrays, outputs) if self.io == "root" else self._compute(comm, arrays, outputs)
+        return results if stay else [self._device.get(x) for x in results]
 
-    def _exchange(self, comm: Communicator, arrays: Feeds, outputs: Sequence[Port]) -> list[np.ndarray]:
+    def _exchange(self, comm: Communicator, arrays: Feeds, outputs: Sequence[Port]) -> list[Array]:
         """`io="root"`: inputs come from rank 0, outputs go there."""
         everyone = tuple(range(comm.mesh.size))
         received = {}
@@ -233,21 +401,15 @@ class Session:
             x = arrays[port.name] if comm.rank == 0 else np.empty(port.shape, dtype(port.dtype))
             received[port.name] = comm.broadcast(self._device.put(x), everyone)
         results = self._compute(comm, received, outputs)
-        whole = [_gathered(x, port.spec, comm, self._device.xp) for x, port in zip(results, outputs)]
-        return [self._device.get(x) for x in whole] if comm.rank == 0 else []
+        whole = [gather_views(x, port.spec, comm, self._device.xp) for x, port in zip(results, outputs)]
+        return whole if comm.rank == 0 else []
 
     def _compute(self, comm: Communicator, arrays: Feeds, outputs: Sequence[Port]) -> list[Array]:
         """This rank's views of the outputs, in the engine's memory."""
-        coordinate = comm.mesh.coordinate(comm.rank)
-        inputs = [cut_spec(arrays[port.name], port.spec, comm.mesh, coordinate) for port in self._program.inputs]
+        inputs = [self.local(comm.rank, port, arrays[port.name]) for port in self._program.inputs]
         engine = self._engines[comm.rank]
         engine.run(inputs)
         return [engine.array(port.buffer) for port in outputs]
-
-    def _joined(self, port: Port) -> np.ndarray:
-        """An output's global view, from the memory of all ranks' engines."""
-        pieces = {rank: engine.array(port.buffer) for rank, engine in self._engines.items()}
-        return np.array(_join_spec(pieces, 0, port.spec, self.plan.mesh))
 
     def _outputs(self, names: Sequence[str] | None) -> list[Port]:
         ports = {port.name: port for port in self._program.outputs}
@@ -270,15 +432,17 @@ def parse_device(device: str) -> tuple[str, int | None]:
     return kind, int(index) if colon else None
 
 
-def _cuda_device(index: int | None, communicator: Communicator | None) -> Device:
+def _cuda_device(index: int | None, communicator: Communicator | None, graph: bool) -> Device:
     """The GPU of this rank: as many as there are on a host, in the order of the ranks on it."""
-    from onnxmesh.runtime.cuda.device import CudaDevice
+    from onnxmesh.runtime.cuda.device import CudaDevice, device_count, own_gpu
     from onnxmesh.runtime.nccl import NcclCommunicator
 
     if not isinstance(communicator, NcclCommunicator):
         raise RunError("ranks on GPUs need an NcclCommunicator")
-    own = communicator.groups.world.local_rank if index is None else index
-    return CudaDevice(own, communicator.groups)
+    if index is None:
+        local_rank = communicator.groups.world.local_rank
+        index = own_gpu(local_rank, device_count(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return CudaDevice(index, communicator.groups, graph=graph)
 
 
 def _no_weights(name: str) -> np.ndarray:
@@ -287,33 +451,3 @@ def _no_weights(name: str) -> np.ndarray:
 
 def _node_arg(port: Port) -> NodeArg:
     return NodeArg(port.name, list(port.shape), ort_type(port.dtype))
-
-
-def _checked(port: Port, value: Any) -> np.ndarray:
-    array = np.asarray(value)
-    if array.dtype != dtype(port.dtype) or array.shape != port.shape:
-        raise InvalidArgument(
-            f"input {port.name!r}: expected {port.dtype}{list(port.shape)}, got {array.dtype.name}{list(array.shape)}"
-        )
-    return array
-
-
-def _join_spec(pieces: Mapping[int, np.ndarray], rank: int, spec: Spec, mesh: Mesh) -> np.ndarray:
-    """The global tensor from the pieces by rank: undoes the cuts, the last axis's first."""
-    if not spec:
-        return pieces[rank]
-    (axis, placement), rest = spec[0], spec[1:]
-    if isinstance(placement, Replicate):
-        return _join_spec(pieces, rank, rest, mesh)
-    parts = [_join_spec(pieces, other, rest, mesh) for other in mesh.group(rank, axis)]
-    return join(parts, placement, np)
-
-
-def _gathered(x: Array, spec: Spec, comm: Communicator, xp: Any) -> Array:
-    """The same by sending: every rank gets the global tensor."""
-    for axis, placement in reversed(spec):
-        if isinstance(placement, Shard):
-            x = all_gather(x, axis, placement, comm, xp)
-        elif isinstance(placement, Partial):
-            x = comm.all_reduce(x, axis, placement.op)
-    return x

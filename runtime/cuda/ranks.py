@@ -23,6 +23,7 @@ import numpy as np
 from onnxmesh.runtime import frames
 from onnxmesh.runtime.cuda.device import device_count
 from onnxmesh.runtime.errors import InvalidArgument, PlanError, RunError
+from onnxmesh.runtime.loading import LoadReport
 from onnxmesh.runtime.plan import Plan
 from onnxmesh.runtime.recipe import Fetch
 from onnxmesh.runtime.rendezvous import StoreServer
@@ -47,13 +48,17 @@ class ProcessRanks:
         plan: what to run; a plan that is not in a folder is written to a temporary one.
         source: where the weights are.
         timeout: how many seconds ranks wait for each other.
+        graph: whether they capture the program in a CUDA graph.
+
+    Attributes:
+        load_report: how fast the weights were loaded.
 
     Raises:
         RunError: there are too few GPUs, or a rank cannot start.
         PlanError: the weights cannot be read.
     """
 
-    def __init__(self, plan: Plan, source: Fetch | str | Path, timeout: float) -> None:
+    def __init__(self, plan: Plan, source: Fetch | str | Path, timeout: float, graph: bool = True) -> None:
         size = plan.mesh.size
         if device_count() < size:
             raise RunError(f"the plan is for {size} ranks, and this process sees {device_count()} GPUs")
@@ -67,8 +72,11 @@ class ProcessRanks:
                 folder, weights = _places(plan, source, Path(temporary))
                 for rank in range(size):
                     self._start(rank, size)
-                request = {"plan": str(folder), "weights": str(weights), "timeout": timeout}
-                self._call([request] * size, within=_START + timeout)
+                request = {"plan": str(folder), "weights": weights, "timeout": timeout, "graph": graph}
+                answers = self._call([request] * size, within=_START + timeout)
+            self.load_report = LoadReport.of_ranks(
+                (int(header["nbytes"]), float(header["seconds"])) for header, _ in answers
+            )
         except BaseException:
             self._stop()
             raise
@@ -165,16 +173,16 @@ class ProcessRanks:
         return RunError(f"the process of rank {rank} {how}")
 
 
-def _places(plan: Plan, source: Fetch | str | Path, temporary: Path) -> tuple[Path, Path]:
+def _places(plan: Plan, source: Fetch | str | Path, temporary: Path) -> tuple[Path, str]:
     """The folders of the plan and of its weights; what is only in memory is written to `temporary`."""
     folder = Path(plan.source) if isinstance(plan.source, str | Path) else None
     if not isinstance(source, str | Path):
         save(plan, temporary / "run.plan", source)
-        return temporary / "run.plan", temporary / "run.plan"
+        return temporary / "run.plan", str(temporary / "run.plan")
     if folder is None:
         folder = temporary / "run.plan"
         save(plan, folder)
-    return folder, Path(source)
+    return folder, str(source)
 
 
 def _stop(processes: list[subprocess.Popen[bytes]], sockets: list[socket.socket], store: StoreServer) -> None:

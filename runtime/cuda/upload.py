@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -122,7 +122,7 @@ def _upload_file(lane: _Lane, shard: StoredShard, target: Array) -> None:
 
     def fill(chunk: np.ndarray, start: int) -> None:
         shard.read_into(chunk.data, start)
-        sha256.update(chunk)
+        sha256.update(chunk.data)
 
     lane.send(target, fill)
     shard.check(sha256.hexdigest())
@@ -131,9 +131,12 @@ def _upload_file(lane: _Lane, shard: StoredShard, target: Array) -> None:
 def _upload_arrays(shards: Iterable[np.ndarray], targets: Sequence[Array]) -> None:
     lane = _Lane()
     for shard, target in zip(shards, targets, strict=True):
-        data = np.ascontiguousarray(shard).reshape(-1).view(np.uint8)
-        lane.send(target, lambda chunk, start, data=data: np.copyto(chunk, data[start : start + chunk.size]))
+        lane.send(target, partial(_fill, np.ascontiguousarray(shard).reshape(-1).view(np.uint8)))
     lane.finish()
+
+
+def _fill(data: np.ndarray, chunk: np.ndarray, start: int) -> None:
+    chunk[...] = data[start : start + chunk.size]
 
 
 @cache
