@@ -18,7 +18,8 @@ def cut_view(array: Array, spec: Spec, mesh: Mesh, rank: int, xp: Any) -> Array:
     """A rank's piece of the global `array`, NumPy's or one of `xp`: a view where it can be."""
     namespace, coordinate = np if isinstance(array, np.ndarray) else xp, mesh.coordinate(rank)
     for axis, placement in spec:
-        array = cut(array, placement, mesh.axis_size(axis), coordinate[axis], namespace)
+        if mesh.axis_size(axis) > 1:
+            array = cut(array, placement, mesh.axis_size(axis), coordinate[axis], namespace)
     return array
 
 
