@@ -72,7 +72,7 @@ def _epilogue(groups: Groups, node: ir.Node) -> list[ir.Node]:
     """A product, its bias, and an activation or a residual: what a GEMM does at its end for nothing."""
     path = [node]
     add = _next(groups, path, "Add")
-    if add is not None and _is_row(other(add, node.outputs[0]), node.outputs[0]):
+    if add is not None and is_row(other(add, node.outputs[0]), node.outputs[0]):
         path.append(add)
     activation = _next(groups, path, *ACTIVATIONS)
     if activation is not None:
@@ -96,7 +96,7 @@ def _keeps(node: ir.Node, value: ir.Value) -> bool:
     return shape_of(node.outputs[0]) == shape_of(value)
 
 
-def _is_row(value: ir.Value, product: ir.Value) -> bool:
+def is_row(value: ir.Value, product: ir.Value) -> bool:
     """Whether the value is one number a column."""
     *rows, columns = shape_of(value) or (0,)
     return columns == shape_of(product)[-1] and all(size == 1 for size in rows)
