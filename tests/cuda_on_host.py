@@ -1,7 +1,7 @@
 """Generated CUDA kernels run on a CPU: compiled by g++ as ordinary C++, one fiber for each thread of a block.
 
-`compiled` makes one library of many sources; `Library.run` launches a kernel of it on NumPy arrays. Threads meet at
-`__syncthreads` and at shuffles, all of a block at the same one: a thread that waits elsewhere is an error.
+`compiled` makes one library of many sources; `Library.launch` runs one on the addresses of NumPy arrays. Threads meet
+at `__syncthreads` and at shuffles, all of a block at the same one: a thread that waits elsewhere is an error.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from onnxmesh.runtime.cuda.codegen.operand import Source
 from onnxmesh.runtime.cuda.codegen.prelude import MATH, PORTABLE
@@ -111,19 +109,18 @@ class Library:
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
 
-    def run(self, source: Source, ins: Sequence[np.ndarray | None], outs: Sequence[np.ndarray]) -> None:
-        """Launch a kernel: its outputs are written into `outs`."""
-        arrays = [ins[n] if n >= 0 else outs[-1 - n] for n in source.arguments]
-        addresses = (ctypes.c_void_p * len(arrays))(*(x.ctypes.data for x in arrays if x is not None))
-        getattr(self._library, f"launch_{source.name}")(addresses, source.grid, source.block)
+    def launch(self, source: Source, addresses: Sequence[int]) -> None:
+        """Run a kernel on these addresses, which stand in the order of its parameters."""
+        values = (ctypes.c_void_p * len(addresses))(*addresses)
+        getattr(self._library, f"launch_{source.name}")(values, source.grid, source.block)
 
 
-def compiled(sources: Sequence[Source], folder: Path) -> Library:
-    """A library of all sources. Raises CalledProcessError where they are no C++."""
+def compiled(sources: Sequence[Source], folder: Path, prelude: str = "") -> Library:
+    """A library of all sources, behind a prelude of their own. Raises CalledProcessError where they are no C++."""
     unique = {source.name: source for source in sources}
-    text = [_SHIM, PORTABLE, MATH]
+    text = [_SHIM, PORTABLE, MATH, prelude]
     for source in unique.values():
-        text += [source.code, _launcher(source)]
+        text += [source.code, _launcher(source, prelude)]
     path, library = folder / "kernels.cpp", folder / "kernels.so"
     path.write_text("\n".join(text))
     command = [COMPILER or "g++", "-std=c++20", "-O1", "-shared", "-fPIC", "-w", "-fno-strict-aliasing"]
@@ -132,13 +129,13 @@ def compiled(sources: Sequence[Source], folder: Path) -> Library:
     return Library(library)
 
 
-def _launcher(source: Source) -> str:
+def _launcher(source: Source, prelude: str) -> str:
     """A function that runs a kernel on all blocks, by fibers where its threads meet."""
     name, count = source.name, len(source.arguments)
     types = source.code[source.code.index(name) + len(name) + 1 : source.code.index(") {")].split(", ")
     values = ", ".join(f"({t.rpartition(' ')[0].replace('__restrict__', '')})a[{i}]" for i, t in enumerate(types))
     assert count == len(types)
-    meets = "__syncthreads" in source.code or "all_reduce" in source.code
+    meets = "__syncthreads" in prelude + source.code or "all_reduce" in source.code
     each = "for (threadIdx.x = 0; threadIdx.x < block; ++threadIdx.x) fibers::body();"
     loop = "fibers::block(block);" if meets else each
     return f"""

@@ -1,0 +1,192 @@
+"""CUDA C++ for what stands around cuDNN's attention: its bias before it, rows that see no key after it.
+
+A bias holds `HIDDEN` for a key that a query does not see: finite, so that no difference of infinities arises, and far
+below what a mask may hold, which is raised to `LOWEST`. A row whose log-sum-exp lies below both is one without keys.
+No GPU is needed here: tests run the text on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+
+from onnxmesh.runtime.cuda.codegen.operand import Operand, Source, stored
+
+BIAS_THREADS, FINISH_THREADS = 256, 128
+PER_THREAD = 8
+"""Elements of a bias that a thread writes; its rows are padded to a multiple."""
+
+PRELUDE = r"""
+constexpr float HIDDEN = -2e30f, LOWEST = -1e30f, WITHOUT_KEYS = -1.5e30f;
+
+template <class C> INLINE void make_bias(
+    const typename C::MASK* mask, const int64* q_pos, const int64* k_pos, typename C::BIAS* bias) {
+    const int64 at = ((int64)blockIdx.x * 256 + threadIdx.x) * 8;
+    if (at >= (int64)C::B * C::H * C::ROWS * C::WIDTH) return;
+    const int first = at % C::WIDTH, row = at / C::WIDTH % C::ROWS;
+    const int head = at / C::WIDTH / C::ROWS % C::H, b = at / C::WIDTH / C::ROWS / C::H;
+    const int64 position = C::POSITIONS ? q_pos[row * C::QP_S] : 0;
+    float values[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+        const int key = first + j;
+        float x = key < C::S_K ? 0.0f : HIDDEN;
+        if (C::MASKED && key < C::S_K) {
+            const typename C::MASK given = mask[b * C::MASK_B + head * C::MASK_H + row * C::MASK_S + key * C::MASK_T];
+            if constexpr (C::ADDITIVE) {
+                x = (float)wide(given);
+                if (x < LOWEST) x = x - x == 0.0f ? LOWEST : HIDDEN;
+            } else {
+                x = given ? 0.0f : HIDDEN;
+            }
+        }
+        if (C::POSITIONS && key < C::S_K && k_pos[key * C::KP_S] > position) x = HIDDEN;
+        values[j] = x;
+    }
+    put(bias + at, values);
+}
+
+template <class C> INLINE void finish(
+    const typename C::T* v, typename C::T* o, float* m, float* l, const float* log_sum_exp) {
+    __shared__ bool empty[128];
+    const int rows = C::B * C::H * C::ROWS, own = blockIdx.x * 128 + threadIdx.x;
+    empty[threadIdx.x] = false;
+    if (own < rows) {
+        const int row = C::FIRST + own % C::ROWS, head = own / C::ROWS % C::H, b = own / C::ROWS / C::H;
+        const float x = C::WITHOUT ? HIDDEN : log_sum_exp[own];
+        const bool none = x < WITHOUT_KEYS;
+        empty[threadIdx.x] = none;
+        if (C::STATISTICS) {
+            const float least = C::UNIFORM ? -bits_float(0x7f7fffffu) : -bits_float(0x7f800000u);
+            m[b * C::M_B + head * C::M_H + row * C::M_S] = none ? least : x;
+            l[b * C::L_B + head * C::L_H + row * C::L_S] = !none ? 1.0f : C::UNIFORM ? (float)C::S_K : 0.0f;
+        }
+    }
+    __syncthreads();
+    for (int i = 0; i < 128; ++i) {
+        if (!empty[i]) continue;
+        const int at = blockIdx.x * 128 + i, row = C::FIRST + at % C::ROWS;
+        const int head = at / C::ROWS % C::H, b = at / C::ROWS / C::H;
+        for (int e = threadIdx.x; e < C::E; e += 128) {
+            float x = 0.0f;
+            if (C::UNIFORM) {
+                for (int key = 0; key < C::S_K; ++key)
+                    x += wide(v[b * C::V_B + head / (C::H / C::G) * C::V_H + key * C::V_S + e * C::V_E]);
+                x /= C::S_K;
+            } else if (C::NAN_IF_EMPTY) {
+                x = bits_float(0x7fc00000u);
+            }
+            o[b * C::O_B + head * C::O_H + row * C::O_S + e * C::O_E] = narrow(x, typename C::T());
+        }
+    }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A bias [b, h, rows, width] of bfloat16 or float32, made of a mask and of positions where they are given.
+
+    Attributes:
+        shape: b, h and rows, each 1 where the bias is broadcast along it; and the number of keys.
+    """
+
+    dtype: str
+    shape: tuple[int, int, int, int]
+    mask: Operand | None = None
+    q_pos: Operand | None = None
+    k_pos: Operand | None = None
+
+    @property
+    def width(self) -> int:
+        """Elements of a row in memory."""
+        return -(-self.shape[3] // PER_THREAD) * PER_THREAD
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole."""
+        return self.shape[0] * self.shape[1] * self.shape[2] * self.width * (2 if self.dtype == "bfloat16" else 4)
+
+    def source(self) -> Source:
+        """The kernel that writes it; arguments: mask, q_pos, k_pos as inputs 3 to 5, and the bias as output 0."""
+        b, h, rows, t = self.shape
+        numbers = {"B": b, "H": h, "ROWS": rows, "WIDTH": self.width, "S_K": t}
+        strides = self.mask.broadcast(self.shape) if self.mask is not None else (0, 0, 0, 0)
+        numbers |= {f"MASK_{dim}": x for dim, x in zip("BHST", strides)}
+        numbers |= {
+            "QP_S": self.q_pos.strides[0] if self.q_pos else 0,
+            "KP_S": self.k_pos.strides[0] if self.k_pos else 0,
+        }
+        flags = {
+            "MASKED": self.mask is not None,
+            "ADDITIVE": self.mask is not None and self.mask.dtype != np.bool_,
+            "POSITIONS": self.q_pos is not None and self.k_pos is not None,
+        }
+        types = {"MASK": "bool" if self.mask is None else stored(self.mask.dtype)}
+        types["BIAS"] = "bf16" if self.dtype == "bfloat16" else "float"
+        head = f"const {types['MASK']}* mask, const int64* q_pos, const int64* k_pos, {types['BIAS']}* bias"
+        blocks = -(-b * h * rows * self.width // (BIAS_THREADS * PER_THREAD))
+        return _source("make_bias", types, numbers, flags, head, blocks, BIAS_THREADS, (3, 4, 5, -1))
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What is done to query rows [first, first + rows) after cuDNN: statistics, and the value of rows without keys.
+
+    Attributes:
+        operands: v, o and, with statistics, m and l.
+        without: no row has a key: cuDNN was not called.
+    """
+
+    operands: Mapping[str, Operand]
+    first: int
+    rows: int
+    masked_row: str
+    without: bool = False
+
+    def source(self) -> Source:
+        """The kernel; arguments: v as input 2; o, m, l and the log-sum-exp as outputs 0 to 3."""
+        o, v = self.operands["o"], self.operands["v"]
+        b, h, _, e = o.shape
+        statistics = "m" in self.operands
+        numbers = {"B": b, "H": h, "G": v.shape[1], "ROWS": self.rows, "FIRST": self.first, "S_K": v.shape[2], "E": e}
+        for name, dims in {"o": "BHSE", "v": "BHSE", "m": "BHS", "l": "BHS"}.items():
+            strides = self.operands[name].strides if name in self.operands else (0, 0, 0)
+            numbers |= {f"{name.upper()}_{dim}": x for dim, x in zip(dims, strides)}
+        flags = {
+            "STATISTICS": statistics,
+            "WITHOUT": self.without,
+            "UNIFORM": self.masked_row == "uniform",
+            "NAN_IF_EMPTY": not statistics and self.masked_row == "nan",
+        }
+        types = {"T": stored(o.dtype)}
+        head = f"const {types['T']}* v, {types['T']}* o, float* m, float* l, const float* log_sum_exp"
+        blocks = -(-b * h * self.rows // FINISH_THREADS)
+        return _source("finish", types, numbers, flags, head, blocks, FINISH_THREADS, (2, -1, -2, -3, -4))
+
+
+def _source(
+    kind: str,
+    types: Mapping[str, str],
+    numbers: Mapping[str, int],
+    flags: Mapping[str, bool],
+    head: str,
+    grid: int,
+    block: int,
+    arguments: tuple[int, ...],
+) -> Source:
+    lines = [f"typedef {x} {name};" for name, x in types.items()]
+    strided = {name for name in numbers if "_" in name and name != "S_K"}
+    lines += [f"static constexpr {'int64' if name in strided else 'int'} {name} = {x};" for name, x in numbers.items()]
+    lines += [f"static constexpr bool {name} = {str(bool(x)).lower()};" for name, x in flags.items()]
+    digest = sha256("\n".join((kind, *lines)).encode()).hexdigest()[:12]
+    struct = "\n".join((f"struct Around{digest} {{", *lines, "};"))
+    guard = f"#ifndef AROUND_{digest}\n#define AROUND_{digest}\n{struct}\n#endif\n"
+    names = ", ".join(parameter.rpartition(" ")[2] for parameter in head.split(", "))
+    symbol = f"{kind}_{digest}"
+    body = f"    {kind}<Around{digest}>({names});\n"
+    code = f'{guard}extern "C" __global__ void __launch_bounds__({block}) {symbol}({head}) {{\n{body}}}\n'
+    return Source(symbol, code, grid, block, arguments)
