@@ -135,6 +135,7 @@ class CudaEngine(Engine):
             self._streams.order(self._tasks)
             _ = self._workspace.ptr
             self._device.synchronize()
+            self._device.pool.free_all_blocks()  # what preparing took
 
     def _task(self, index: int, item: Instruction) -> Task:
         ins = [self._arrays[i] if i >= 0 else None for i in item.ins]
