@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 import onnxmesh.compiler.ops.table  # noqa: F401  (registers every rule)
-from onnxmesh.compiler import frontend
+from onnxmesh.compiler import cost, frontend
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.ir import printer, verify
 from onnxmesh.compiler.layout import layout
@@ -27,6 +27,8 @@ from onnxmesh.compiler.sources import reader
 from onnxmesh.passes.bind import bind
 from onnxmesh.passes.early_bias import early_bias
 from onnxmesh.passes.fuse import fuse
+from onnxmesh.passes.gather_first import gather_first
+from onnxmesh.passes.group_collectives import group_collectives
 from onnxmesh.passes.match import Finding
 from onnxmesh.passes.merge_linears import merge_linears
 from onnxmesh.passes.normalise import SOURCES, normalise
@@ -39,6 +41,7 @@ from onnxmesh.passes.supported import check_supported
 from onnxmesh.passes.worth import check_worth
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.plan import Plan
+from onnxmesh.runtime.profile import load as load_profile
 
 ModelLike: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
 Progress = Callable[[str], None]
@@ -121,11 +124,15 @@ def _fuse(state: Compilation) -> None:
 
 
 def _layout(state: Compilation) -> None:
-    state.model = layout(state.loaded)
+    state.model = layout(gather_first(state.loaded))
 
 
 def _schedule(state: Compilation) -> None:
     state.model = schedule(state.loaded)
+
+
+def _group(state: Compilation) -> None:
+    state.model = group_collectives(state.loaded)
 
 
 def _lower(state: Compilation) -> None:
@@ -149,6 +156,7 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("fuse", _fuse),
     Stage("layout", _layout),
     Stage("schedule", _schedule),
+    Stage("group", _group),
     Stage("lower", _lower),
 )
 
@@ -173,16 +181,17 @@ def compile_model(
     if options.cp_strategy not in CP_STRATEGIES:
         raise ModelError(f"unknown cp strategy {options.cp_strategy!r}", hint=f"one of {', '.join(CP_STRATEGIES)}")
     state = Compilation(model, options)
-    for number, stage in enumerate(PIPELINE):
-        if progress is not None:
-            progress(stage.name)
-        start = time.perf_counter()
-        stage.run(state)
-        if stage.normal:
-            verify.verify(state.loaded.graph, stage.name)
-        state.seconds[stage.name] = time.perf_counter() - start
-        if dump is not None:
-            _dump(Path(dump), number, stage.name, state.loaded.graph)
+    with cost.on(options.profile):
+        for number, stage in enumerate(PIPELINE):
+            if progress is not None:
+                progress(stage.name)
+            start = time.perf_counter()
+            stage.run(state)
+            if stage.normal:
+                verify.verify(state.loaded.graph, stage.name)
+            state.seconds[stage.name] = time.perf_counter() - start
+            if dump is not None:
+                _dump(Path(dump), number, stage.name, state.loaded.graph)
     return state
 
 
@@ -197,6 +206,7 @@ def compile(
     cp_strategy: CpStrategy = "auto",
     shard_outputs: bool = False,
     allow_replicated: bool = False,
+    profile: str | os.PathLike[str] | None = None,
 ) -> Plan:
     """Compile an ONNX model to a plan for `dp * cp * tp` ranks.
 
@@ -208,13 +218,16 @@ def compile(
         cp_strategy: how self-attention runs on the cp axis: allgather, ulysses, ring, or auto.
         shard_outputs: leave outputs sharded instead of whole on every rank.
         allow_replicated: accept an axis on which nothing worth having was sharded.
+        profile: the file of a device profile to compile for, as `onnxmesh doctor --profile` writes it.
 
     Raises:
+        InvalidArgument: the profile cannot be read.
         ModelError: the model cannot be read, is not valid, or leaves a dim unbound.
         ShardingError: nothing worth having can be sharded on an axis.
     """
+    device = None if profile is None else load_profile(profile)
     options = Options(
-        Mesh.of(tp=tp, cp=cp, dp=dp), shapes or {}, dims or {}, cp_strategy, shard_outputs, allow_replicated
+        Mesh.of(tp=tp, cp=cp, dp=dp), shapes or {}, dims or {}, cp_strategy, shard_outputs, allow_replicated, device
     )
     plan = compile_model(model, options).plan
     assert plan is not None

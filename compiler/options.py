@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from onnxmesh.runtime.mesh import Mesh
+from onnxmesh.runtime.profile import DeviceProfile
 
 CpStrategy = Literal["auto", "allgather", "ulysses", "ring"]
 CP_STRATEGIES: tuple[CpStrategy, ...] = ("auto", "allgather", "ulysses", "ring")
@@ -23,6 +24,7 @@ class Options:
         cp_strategy: how self-attention runs on the cp axis; `auto` lets the costs choose.
         shard_outputs: leave graph outputs as the program has them, instead of whole on every rank.
         allow_replicated: accept an axis on which nothing worth having was sharded.
+        profile: the device to compile for; None: that of ONNXMESH_PROFILE, or the one that comes with the package.
     """
 
     mesh: Mesh
@@ -31,3 +33,4 @@ class Options:
     cp_strategy: CpStrategy = "auto"
     shard_outputs: bool = False
     allow_replicated: bool = False
+    profile: DeviceProfile | None = None

@@ -17,6 +17,7 @@ import numpy as np
 from onnxmesh.runtime import footprint, timeline, trace
 from onnxmesh.runtime import io as files
 from onnxmesh.runtime.bench_rank import Work
+from onnxmesh.runtime.comm import Communicator
 from onnxmesh.runtime.launch import Job, check_size, find_job, weights_source
 from onnxmesh.runtime.plan import Collective, Plan
 from onnxmesh.runtime.random_weights import RANDOM
@@ -111,12 +112,24 @@ def _session(request: Request, plan: Plan) -> Iterator[tuple[Session, Job | None
     try:
         check_size(plan.mesh, job)
         with (
-            job.communicator(plan.mesh, request.timeout) as rank,
+            _closed_at_the_end(job.communicator(plan.mesh, request.timeout)) as rank,
             Session(plan, request.device, weights=source, communicator=rank, timeout=request.timeout) as session,
         ):
             yield session, job
     finally:
         job.close()
+
+
+@contextmanager
+def _closed_at_the_end(rank: Communicator) -> Iterator[Communicator]:
+    """An error here ends the other ranks too."""
+    try:
+        yield rank
+    except BaseException as error:
+        rank.abort(error)
+        raise
+    finally:
+        rank.close()
 
 
 def _joined(parts: Sequence[Sequence[tuple[int, Json]]]) -> dict[int, Json]:

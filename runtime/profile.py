@@ -11,6 +11,7 @@ its memory. Everything else, and every collective, is a measured curve over byte
 from __future__ import annotations
 
 import json
+import os
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -221,7 +222,7 @@ class DeviceProfile:
         return found
 
 
-def load(path: str | Path) -> DeviceProfile:
+def load(path: str | os.PathLike[str]) -> DeviceProfile:
     """The profile in a file.
 
     Raises:
