@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
@@ -119,6 +119,7 @@ def _mesh_options(function: F) -> F:
         click.option("--dim", "dims", type=_Size(), multiple=True, help="The size of a named dim."),
         click.option("--shard-outputs", is_flag=True, help="Leave outputs sharded, not whole on every rank."),
         click.option("--allow-replicated", is_flag=True, help="Accept an axis on which nothing was sharded."),
+        click.option("--profile", type=click.Path(), help="The device profile to compile for (doctor --profile)."),
     ]
     for decorator in reversed(decorators):
         function = decorator(function)
@@ -128,6 +129,7 @@ def _mesh_options(function: F) -> F:
 def _options(given: dict[str, Any]) -> Options:
     from onnxmesh.compiler.options import Options
     from onnxmesh.runtime.mesh import Mesh
+    from onnxmesh.runtime.profile import load
 
     return Options(
         Mesh.of(tp=given["tp"], cp=given["cp"], dp=given["dp"]),
@@ -136,6 +138,7 @@ def _options(given: dict[str, Any]) -> Options:
         given["cp_strategy"],
         given["shard_outputs"],
         given["allow_replicated"],
+        load(given["profile"]) if given.get("profile") else None,
     )
 
 
@@ -191,21 +194,37 @@ def compile_(model: str, output: str | None, no_weights: bool, dump: str | None,
 )
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda: one process for each GPU.")
+@click.option("--random-weights", is_flag=True, help="Make up weights, for a plan without any.")
+@click.option("--no-graph", is_flag=True, help="Launch every kernel by itself, not a CUDA graph of all.")
+@click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Run so many times.")
 @_quiet
 @_verbose
-def run(plan: str, inputs: str | None, seed: int | None, quiet: bool, verbose: bool, **given: Any) -> None:
-    """Run PLAN once: on local ranks, or as one rank of a job (mpirun -n 4 onnxmesh run ..., torchrun, srun)."""
+def run(
+    plan: str, inputs: str | None, seed: int | None, no_graph: bool, quiet: bool, verbose: bool, **given: Any
+) -> None:
+    """Run PLAN: on local ranks, or as one rank of a job (mpirun -n 4 onnxmesh run ..., torchrun, srun)."""
     if (inputs is None) == (seed is None):
         raise click.UsageError("give either --inputs or --random-inputs")
+    if given["random_weights"] and given["weights"]:
+        raise click.UsageError("give either --weights or --random-weights")
     from onnxmesh.runtime import launch
 
-    result = launch.run(launch.Request(plan, inputs, seed or 0, **given))
+    request = launch.Request(plan, inputs, seed or 0, **given, graph=not no_graph, plain_read=verbose)
+    result = launch.run(request)
     if quiet or result.rank != 0:
         return
     for name, array in result.outputs.items():
         click.echo(f"{name}: {array.dtype.name}{list(array.shape)}")
-    seconds = f"loaded in {result.load_seconds:.2f} s, ran in {1000 * result.run_seconds:.1f} ms"
-    click.echo(f"{result.ranks} ranks: {seconds}")
+    click.echo(f"{result.ranks} ranks: loaded in {result.load_seconds:.2f} s, {_runs(result.run_seconds)}")
+    click.echo(result.load)
+
+
+def _runs(seconds: Sequence[float]) -> str:
+    first = f"ran in {1000 * seconds[0]:.1f} ms"
+    if len(seconds) == 1:
+        return first
+    rest = sorted(seconds[1:])
+    return f"first {first}, {len(rest)} more in {1000 * rest[len(rest) // 2]:.2f} ms each (median)"
 
 
 @cli.command()

@@ -48,6 +48,10 @@ class Device(Protocol):
         """The weights of the ranks at `coordinates`, each in the order of the plan's, on the device."""
         ...
 
+    def loaded(self, error: Exception | None) -> None:
+        """Called by every rank after loading, with what went wrong; raises it, or what went wrong on another rank."""
+        ...
+
     def engine(
         self, program: Program, weights: Sequence[Array], communicator: Communicator, hook: Hook | None
     ) -> Engine:
@@ -96,6 +100,10 @@ class HostDevice(Device):
         if source == random_weights.RANDOM:
             return _random(plan, coordinates)
         return read_weights(source, plan, coordinates)
+
+    def loaded(self, error: Exception | None) -> None:
+        if error is not None:
+            raise error
 
     def engine(
         self, program: Program, weights: Sequence[Array], communicator: Communicator, hook: Hook | None

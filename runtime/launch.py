@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from onnxmesh.runtime import io as files
-from onnxmesh.runtime.comm import Communicator
+from onnxmesh.runtime.comm import Communicator, PeerFailed
 from onnxmesh.runtime.errors import OnnxMeshError, PlanError, RunError
+from onnxmesh.runtime.loading import LoadReport, plain_read
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Replicate
 from onnxmesh.runtime.plan import Plan
+from onnxmesh.runtime.random_weights import RANDOM
 from onnxmesh.runtime.recipe import Fetch
 from onnxmesh.runtime.rendezvous import World, find_place
 from onnxmesh.runtime.serialize import load
 from onnxmesh.runtime.session import Session, parse_device
 
+if TYPE_CHECKING:
+    from onnxmesh.runtime.nccl import NcclGroups
+
+_LOADING = 300.0
+"""Seconds that ranks may take to get ready after each other; one that dies is noticed at once."""
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
@@ -33,6 +41,10 @@ class Request:
         inputs: an .npz file or a folder; without it they are random, from `seed`.
         outputs: an .npz file or a folder; without it nothing is written.
         weights: the ONNX file, or another plan's folder, that the weights are read from; else the plan's own.
+        random_weights: make small random weights instead.
+        graph: whether GPUs capture the program in a CUDA graph.
+        repeat: how many times to run.
+        plain_read: whether to measure how fast the files of the weights can be read.
     """
 
     plan: str
@@ -43,21 +55,32 @@ class Request:
     io: Literal["all", "root"] = "all"
     timeout: float = 60.0
     device: str = "cpu"
+    random_weights: bool = False
+    graph: bool = True
+    repeat: int = 1
+    plain_read: bool = False
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it, as one rank or the whole process sees it."""
+    """What came of it, as one rank or the whole process sees it.
+
+    Attributes:
+        load_seconds: until all was ready to run.
+        run_seconds: of every run.
+        load: bytes of weights, and how fast they were loaded.
+    """
 
     rank: int
     ranks: int
     outputs: Mapping[str, np.ndarray]
     load_seconds: float
-    run_seconds: float
+    run_seconds: Sequence[float]
+    load: LoadReport
 
 
 def run(request: Request) -> Result:
-    """Run a plan once and write its outputs.
+    """Run a plan, once or as often as asked, and write its outputs.
 
     As a rank of a job all ranks call this. What goes wrong while they get ready is reported by the first rank
     that it happened to; the others leave with its exit code.
@@ -104,10 +127,30 @@ def _run_local(request: Request) -> Result:
     with _session(request, plan, None) as session:
         feeds = session.check(_feeds(request, plan))
         ready = time.perf_counter()
-        outputs = _named(plan, session.run(None, feeds))
-        done = time.perf_counter()
+        outputs, seconds = _repeat(request, plan, session, feeds)
     _write(request, outputs)
-    return Result(0, plan.mesh.size, outputs, ready - start, done - ready)
+    report = _beside_plain_read(request, plan, session.load_report, range(plan.mesh.size))
+    return Result(0, plan.mesh.size, outputs, ready - start, seconds, report)
+
+
+def _repeat(
+    request: Request, plan: Plan, session: Session, feeds: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], list[float]]:
+    """The outputs, and the seconds of every run."""
+    seconds = []
+    for _ in range(request.repeat):
+        start = time.perf_counter()
+        outputs = _named(plan, session.run(None, feeds))
+        seconds.append(time.perf_counter() - start)
+    return outputs, seconds
+
+
+def _beside_plain_read(request: Request, plan: Plan, report: LoadReport, ranks: Sequence[int]) -> LoadReport:
+    """The report with the speed of a plain read, if that is asked for and there are files."""
+    folder = weights_source(request.weights) if request.weights else plan.source
+    if not request.plain_read or request.random_weights or not isinstance(folder, Path):
+        return report
+    return report.beside(plain_read(folder, plan, [plan.mesh.coordinate(rank) for rank in ranks]))
 
 
 def _run_rank(request: Request, job: Job) -> Result:
@@ -119,35 +162,38 @@ def _run_rank(request: Request, job: Job) -> Result:
 
 def _run_as(request: Request, job: Job) -> Result:
     start = time.perf_counter()
-    communicator: Communicator | None = None
     error: Exception | None = None
     try:
         plan = load(request.plan)
         check_size(plan.mesh, job)
         communicator = job.communicator(plan.mesh, request.timeout)
-        session = _session(request, plan, communicator)
-        given = request.io == "all" or job.rank == 0
-        feeds = session.check(_feeds(request, plan)) if given else {}
     except Exception as caught:
         error = caught
     _agree(job, error)
-    assert communicator is not None
-    ready = time.perf_counter()
-    outputs = _named(plan, session.run(None, feeds))
-    done = time.perf_counter()
-    error = None
-    try:
-        _write_rank(request, plan, outputs, job.rank)
-    except Exception as caught:
-        error = caught
-    _agree(job, error)
-    session.close()
-    communicator.close()
-    return Result(job.rank, job.size, outputs, ready - start, done - ready)
+    with job.attend():
+        try:
+            session = _session(request, plan, communicator)
+            given = request.io == "all" or job.rank == 0
+            feeds = session.check(_feeds(request, plan)) if given else {}
+        except Exception as caught:
+            error = caught
+        _agree(job, error)
+        ready = time.perf_counter()
+        outputs, seconds = _repeat(request, plan, session, feeds)
+        try:
+            _write_rank(request, plan, outputs, job.rank)
+        except Exception as caught:
+            error = caught
+        _agree(job, error)
+        report = session.load_report
+        session.close()
+        communicator.close()
+    report = _beside_plain_read(request, plan, report, [job.rank])
+    return Result(job.rank, job.size, outputs, ready - start, seconds, report)
 
 
 def _session(request: Request, plan: Plan, communicator: Communicator | None) -> Session:
-    source = weights_source(request.weights) if request.weights else None
+    source = RANDOM if request.random_weights else weights_source(request.weights) if request.weights else None
     return Session(
         plan,
         request.device,
@@ -155,6 +201,7 @@ def _session(request: Request, plan: Plan, communicator: Communicator | None) ->
         communicator=communicator,
         timeout=request.timeout,
         io=request.io,
+        graph=request.graph,
     )
 
 
@@ -202,6 +249,10 @@ class Job(Protocol):
         """This rank's communicator; all ranks make theirs together."""
         ...
 
+    def attend(self) -> AbstractContextManager[None]:
+        """Within it this process works on what all ranks do together, and ends with them."""
+        ...
+
     def close(self) -> None:
         """Leave the job."""
         ...
@@ -226,6 +277,9 @@ class _MpiJob(Job):
 
         return MpiCommunicator(mesh, timeout)
 
+    def attend(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def close(self) -> None:
         return None
 
@@ -235,15 +289,21 @@ class _GpuJob(Job):
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._groups: NcclGroups | None = None
         self.rank, self.size = world.rank, world.size
 
     def allgather(self, value: Any) -> list[Any]:
-        return self._world.allgather(value)
+        return self._world.allgather(value, _LOADING)
 
     def communicator(self, mesh: Mesh, timeout: float) -> Communicator:
         from onnxmesh.runtime.nccl import NcclCommunicator
 
-        return NcclCommunicator(mesh, self._world)
+        communicator = NcclCommunicator(mesh, self._world)
+        self._groups = communicator.groups
+        return communicator
+
+    def attend(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._groups is None else self._groups.attend()
 
     def close(self) -> None:
         self._world.close()
@@ -260,7 +320,14 @@ def check_size(mesh: Mesh, job: Job) -> None:
 
 def _agree(job: Job, error: Exception | None) -> None:
     """Go on only if all ranks can. The first rank with an error raises it; the others leave with its exit code."""
-    codes = job.allgather(0 if error is None else getattr(error, "exit_code", 1))
+    if isinstance(error, PeerFailed):  # that rank says it, too
+        raise error
+    try:
+        codes = job.allgather(0 if error is None else getattr(error, "exit_code", 1))
+    except RunError:
+        if error is not None:
+            raise error from None
+        raise
     failed = [rank for rank, code in enumerate(codes) if code]
     if not failed:
         return

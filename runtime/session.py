@@ -341,7 +341,12 @@ class Session:
             device.agree(own, {**agreement.plan_facts(self.plan), "io": self.io, "weights": kind})
         ranks = range(mesh.size) if own is None else [own.rank]
         start = time.perf_counter()
-        shards = device.load(source, self.plan, [mesh.coordinate(rank) for rank in ranks])
+        try:
+            shards = device.load(source, self.plan, [mesh.coordinate(rank) for rank in ranks])
+        except Exception as error:
+            device.loaded(error)
+            raise
+        device.loaded(None)
         seconds = time.perf_counter() - start
         self.load_report = LoadReport.of_ranks((sum(x.nbytes for x in some), seconds) for some in shards)
         self._engines = {

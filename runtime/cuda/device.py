@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _FIRST = 120.0
 """Seconds that a first run may take besides the timeout: kernels are compiled, ranks connected, graphs captured."""
+_LOADING = 300.0
+"""Seconds that ranks may take to load after each other."""
 _INSTALL = "pip install 'onnxmesh[cuda13]', or [cuda12] where the driver is older"
 
 
@@ -93,9 +95,6 @@ class CudaDevice(Device):
         groups: the communication that `get` watches over while it waits.
         graph: whether engines capture their program in a CUDA graph.
 
-    Attributes:
-        progress: how far the GPU has come; None for one rank alone, which waits for nobody.
-
     Raises:
         RunError: there is no such GPU.
     """
@@ -104,7 +103,6 @@ class CudaDevice(Device):
         if not 0 <= index < device_count():
             raise RunError(f"there is no GPU {index}: this process sees {device_count()}")
         from onnxmesh.runtime.cuda.namespace import Namespace
-        from onnxmesh.runtime.cuda.progress import Progress
 
         self.xp = Namespace()
         self.graph = graph
@@ -115,7 +113,6 @@ class CudaDevice(Device):
             self.stream = self._cupy.cuda.Stream(non_blocking=True)
             self.pool = self._cupy.cuda.MemoryPool()
             self._edge = self._cupy.cuda.Event(disable_timing=True)
-            self.progress = Progress() if groups is not None and groups.world.size > 1 else None
 
     @contextmanager
     def scope(self) -> Iterator[None]:
@@ -159,21 +156,22 @@ class CudaDevice(Device):
     ) -> list[list[Array]]:
         from onnxmesh.runtime.cuda import upload
 
-        with self.scope():
+        with self._attend(), self.scope():
             return [upload.load(source, plan, at) for at in coordinates]
+
+    def loaded(self, error: Exception | None) -> None:
+        if self._groups is not None:
+            self._groups.world.together(error, _LOADING)
+        elif error is not None:
+            raise error
 
     def engine(
         self, program: Program, weights: Sequence[Array], communicator: Communicator, hook: Hook | None
     ) -> Engine:
         from onnxmesh.runtime.cuda.engine import CudaEngine
-        from onnxmesh.runtime.cuda.progress import where
 
-        with self.scope():
-            engine = CudaEngine(program, [self.put(x) for x in weights], communicator, self, hook)
-        if self._groups is not None and self.progress is not None:
-            progress = self.progress
-            self._groups.where = lambda: where(program, progress.last())
-        return engine
+        with self._attend(), self.scope():
+            return CudaEngine(program, [self.put(x) for x in weights], communicator, self, hook)
 
     def adopt(self, value: Any) -> Array:
         from onnxmesh.runtime.cuda.foreign import as_array
@@ -209,6 +207,9 @@ class CudaDevice(Device):
         if self._groups is None:
             return nullcontext()
         return self._groups.guard(self._groups.world.timeout + _FIRST if first else 0.0)
+
+    def _attend(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._groups is None else self._groups.attend()
 
     def _is_done(self, event: Any) -> bool:
         with self._device:

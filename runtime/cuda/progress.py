@@ -34,10 +34,6 @@ class Progress:
         kernel = self._cupy.RawKernel(_SOURCE, "onnxmesh_mark")
         kernel.compile()
         self._kernel = kernel.kernel
-        self.restart()
-
-    def restart(self) -> None:
-        """Nothing is reached; before a run, while the GPU is idle."""
         self._number[0] = -1
 
     def mark(self, index: int, stream: int) -> None:

@@ -37,7 +37,7 @@ _START = 120.0
 """Seconds that a rank may take to import its libraries and load its weights, besides the timeout."""
 _LONG = 3600.0
 """Seconds for what takes many runs; within it each wait has the timeout."""
-_END = 10.0
+_END = 5.0
 """Seconds that ranks get to end by themselves."""
 
 
