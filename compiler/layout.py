@@ -8,7 +8,7 @@ last, what is left of the moving ops becomes views.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -45,6 +45,14 @@ def renames(node: ir.Node) -> bool:
     return bool(node.meta.get(_RENAMES))
 
 
+def rebase(graph: ir.Graph, renamed: Mapping[ir.Value, ir.Value]) -> None:
+    """Let the values that lie in others' memory lie in that of those which took their place."""
+    for value in (value for node in graph for value in node.outputs):
+        place: Place | None = value.meta.get(_PLACE)
+        if place is not None and place.base in renamed:
+            _put(value, Place(renamed[place.base], place.window))
+
+
 def layout(model: ir.Model) -> ir.Model:
     """Decide where every value of a rank's graph lies, and note it on values and nodes; `place_of` and `renames` tell.
 
@@ -65,9 +73,11 @@ class _Layout:
                 self._join(node)
             elif node.op_type == "Transpose" and not renames(node):
                 self._permute(node)
-        for node in self.graph:
+        for node in list(self.graph):
             if node.op_type in _MOVING and not renames(node):
                 self._view(node)
+            elif node.op_type == "Concat" and not renames(node):
+                self._rejoin(node)
 
     # --- values placed where a reader wants them ------------------------------------------------------------
 
@@ -137,10 +147,32 @@ class _Layout:
         here = place_of(value)
         found = _through(node, here.window)
         same = node.op_type in VIEWS and here.window == Window.whole(shape_of(here.base))
-        if same or self._all_suit(node, here.base, found):
-            for out, window in zip(node.outputs, found):
-                assert window is not None
-                _put(out, Place(here.base, window))
+        pairs = list(zip(node.outputs, found, strict=True))
+        unfit = [] if same else [out for out, window in pairs if not self._fits(out, here.base, window)]
+        if unfit and (len(unfit) == len(pairs) or len(unfit) > MOST_COPIES or unfit[0].is_graph_output()):
+            return
+        for out in unfit:
+            self._copy_out(node, out)
+        for out, window in pairs:
+            assert window is not None
+            _put(out, Place(here.base, window))
+        node.meta[_RENAMES] = True
+
+    def _copy_out(self, node: ir.Node, value: ir.Value) -> None:
+        """Let the readers of one piece of a Split read a copy."""
+        copy, out = _copy(node, value)
+        node.append(copy)
+        value.replace_all_uses_with(out)
+        copy.replace_input_with(0, value)
+
+    def _rejoin(self, node: ir.Node) -> None:
+        """A Concat of neighbouring parts of one memory is a view of them all."""
+        places = [place_of(value) for value in node.inputs if value is not None]
+        joined = _joined([place.window for place in places], node.attributes.get_int("axis", 0))
+        same = len({place.base for place in places}) == 1 and _PLACE not in node.outputs[0].meta
+        if same and self._fits(node.outputs[0], places[0].base, joined):
+            assert joined is not None
+            _put(node.outputs[0], Place(places[0].base, joined))
             node.meta[_RENAMES] = True
 
     def _suits(self, value: ir.Value, place: Place, without: ir.Node | None = None) -> bool:
@@ -151,12 +183,12 @@ class _Layout:
 
     def _takes(self, node: ir.Node, index: int, place: Place) -> bool:
         if node.op_type in _MOVING and node not in self.copies:
-            return self._all_suit(node, place.base, _through(node, place.window))
+            pairs = zip(node.outputs, _through(node, place.window), strict=True)
+            return all(self._fits(out, place.base, window) for out, window in pairs)
         return takes(node, index, place.window)
 
-    def _all_suit(self, node: ir.Node, base: ir.Value, found: Iterable[Window | None]) -> bool:
-        pairs = zip(node.outputs, found, strict=True)
-        return all(window is not None and self._suits(out, Place(base, window)) for out, window in pairs)
+    def _fits(self, value: ir.Value, base: ir.Value, window: Window | None) -> bool:
+        return window is not None and self._suits(value, Place(base, window))
 
 
 def _put(value: ir.Value, place: Place) -> None:
@@ -180,17 +212,44 @@ def _parts(node: ir.Node) -> Iterable[tuple[ir.Value, Place]]:
         start += size
 
 
+def _joined(parts: Sequence[Window], axis: int) -> Window | None:
+    """The window that holds all parts one after another along `axis`; None where they do not lie so."""
+    first = parts[0]
+    axis %= len(first.shape)
+    step = max((part.strides[axis] for part in parts if part.shape[axis] > 1), default=None)
+    if step is None and len(parts) > 1:
+        step = parts[1].offset - first.offset
+    size = sum(part.shape[axis] for part in parts)
+    whole = Window(
+        tuple(size if i == axis else n for i, n in enumerate(first.shape)),
+        tuple(step or 0 if i == axis else s for i, s in enumerate(first.strides)),
+        first.offset,
+    )
+    start = 0
+    for part in parts:
+        if not part.lies_as(whole.part(axis, start, part.shape[axis])):
+            return None
+        start += part.shape[axis]
+    return whole
+
+
 def _copied(node: ir.Node, index: int) -> ir.Value:
-    """A Concat's input as the result of a copy: a Concat of this input alone."""
+    """A Concat's input as the result of a copy."""
     value = node.inputs[index]
     assert value is not None
-    copy = ir.node("Concat", [value], {"axis": node.attributes.get_int("axis", 0)}, name=f"{node.name}~part{index}")
-    copy.meta.update({key: node.meta[key] for key in ("origin",) if key in node.meta})
-    out = copy.outputs[0]
-    out.name, out.dtype, out.shape = f"{node.outputs[0].name}~part{index}", value.dtype, value.shape
+    copy, out = _copy(node, value)
     node.prepend(copy)
     node.replace_input_with(index, out)
     return out
+
+
+def _copy(node: ir.Node, value: ir.Value) -> tuple[ir.Node, ir.Value]:
+    """A copy of a value, for `node`: a Concat of this value alone."""
+    copy = ir.node("Concat", [value], {"axis": 0}, name=f"{node.name}~{value.name}")
+    copy.meta.update({key: node.meta[key] for key in ("origin",) if key in node.meta})
+    out = copy.outputs[0]
+    out.name, out.dtype, out.shape = f"{value.name}~{node.name}", value.dtype, value.shape
+    return copy, out
 
 
 def _through(node: ir.Node, window: Window) -> list[Window | None]:

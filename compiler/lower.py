@@ -122,6 +122,8 @@ def _json(name: str, value: Any) -> Any:
         return [[s.size, s.copies] for s in unpack(value)]
     if name == "expr":
         return json.loads(value)
+    if name == "each":
+        return [{key: _json(key, item) for key, item in attrs.items()} for attrs in json.loads(value)]
     if isinstance(value, (tuple, list)):
         return [_json("", item) for item in value]
     return value

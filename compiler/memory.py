@@ -1,9 +1,9 @@
 """Where the buffers of a program lie in its arena.
 
-Every buffer has its place from the first instruction that writes any of it to the last one that reads it. Two ways to
-fill the arena are tried, in the order of time and the largest first; the smaller arena is taken. Whoever takes over a
-place waits for the last users of what was there, so backends that overlap instructions stay correct: their order is in
-the instructions' dependencies.
+Every buffer has its place from the first instruction that writes any of it to the last one that reads it. A few ways to
+fill the arena are tried, in the order of time and the largest or longest-lived first; the smallest arena is taken.
+Whoever takes over a place waits for the last users of what was there, so backends that overlap instructions stay
+correct: their order is in the instructions' dependencies.
 """
 
 from __future__ import annotations
@@ -49,8 +49,13 @@ def aligned(size: int) -> int:
 def plan(lifetimes: Mapping[int, Lifetime]) -> Layout:
     """Offsets for all buffers."""
     in_time = sorted(lifetimes, key=lambda b: (lifetimes[b].first, b))
-    by_size = sorted(in_time, key=lambda b: -aligned(lifetimes[b].size))
-    size, offsets = min((_fill(lifetimes, order) for order in (in_time, by_size)), key=lambda filled: filled[0])
+    sizes = {b: aligned(life.size) for b, life in lifetimes.items()}
+    spans = {b: life.last - life.first + 1 for b, life in lifetimes.items()}
+    by_size = sorted(in_time, key=lambda b: -sizes[b])
+    by_area = sorted(in_time, key=lambda b: -sizes[b] * spans[b])
+    by_span = sorted(in_time, key=lambda b: (-spans[b], -sizes[b]))
+    orders = (in_time, by_size, by_area, by_span)
+    size, offsets = min((_fill(lifetimes, order) for order in orders), key=lambda filled: filled[0])
     return Layout(offsets, size, _waits(lifetimes, in_time, offsets))
 
 

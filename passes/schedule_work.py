@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
@@ -117,16 +117,21 @@ def _time(node: ir.Node, known: dict[OpView, float]) -> float:
     if renames(node):
         return 0.0
     if node.op_type in COLLECTIVES:
-        return _send_time(node)
+        return send_time([node])
     view = view_of(node, 1)
     if view not in known:
         known[view] = cost.computation(view, replicate(view))
     return known[view]
 
 
-def _send_time(node: ir.Node) -> float:
-    before, after = node.inputs[0], node.outputs[0]
-    assert before is not None
-    ranks = node.attributes.get_int("ranks", 1)
-    size, result = (cost.nbytes(shape_of(v), dtype_of(v)) for v in (before, after))
-    return cost.current().link(node.op_type, ranks)(cost.sent(node.op_type, size, result, ranks))
+def send_time(nodes: Iterable[ir.Node]) -> float:
+    """Microseconds of collectives of one kind and axis, sent together."""
+    sent, link = 0.0, None
+    for node in nodes:
+        ranks = node.attributes.get_int("ranks", 1)
+        link = cost.current().link(node.op_type, ranks)
+        for before, after in zip(node.inputs, node.outputs, strict=True):
+            assert before is not None
+            size, result = (cost.nbytes(shape_of(v), dtype_of(v)) for v in (before, after))
+            sent += cost.sent(node.op_type, size, result, ranks)
+    return link(sent) if link is not None else 0.0

@@ -173,16 +173,14 @@ class Engine:
         """What runs an instruction and returns its results, with everything looked up beforehand."""
         inputs = [self._arrays[i] if i >= 0 else None for i in item.ins]
         if isinstance(item, Collective):
-            return lambda: [execute(item, x, self.communicator, self._xp) for x in inputs]
-        strided = [i for i, x in enumerate(inputs) if x is not None and not x.flags.c_contiguous and self._xp is np]
+            communicator, xp = self.communicator, self._xp
+            return lambda: [execute(item, _row_major(x), communicator, xp, i) for i, x in enumerate(inputs)]
+        ordered = self._xp is np  # NumPy's sums and products round by the order in memory
         outs = tuple(TensorType(self._arrays[i].dtype, self._arrays[i].shape) for i in item.outs)
         function, call = find(item.kernel, self._xp.__name__), Call(self._xp, item.attrs, outs, self._coordinate)
 
         def launch() -> Any:
-            arrays = list(inputs)
-            for i in strided:  # NumPy's sums and products round by the order in memory
-                arrays[i] = arrays[i].copy()
-            results = function(call, *arrays)
+            results = function(call, *(map(_row_major, inputs) if ordered else inputs))
             return results if isinstance(results, tuple) else (results,)
 
         return launch
@@ -228,3 +226,8 @@ class Engine:
             return memory[: prod(view.shape)].reshape(view.shape)
         strides = [stride * kind.itemsize for stride in view.strides]
         return self._xp.lib.stride_tricks.as_strided(memory, view.shape, strides)
+
+
+def _row_major(x: Any) -> Any:
+    """x, or a copy of it in row-major memory."""
+    return x if x is None or x.flags.c_contiguous else x.copy()

@@ -123,7 +123,9 @@ def _check_buffer(buffer: Buffer, index: int, program: Program, plan: Plan, wher
         source = program.buffers[buffer.source]
         _require(source.dtype == buffer.dtype, f"{where} is a view of another dtype")
         _require(len(buffer.strides) in (0, len(buffer.shape)), f"{where} has not one stride a dim")
-        _require(buffer.offset + _extent(buffer) <= _extent(source), f"{where} does not lie within what it is a view of")
+        _require(
+            buffer.offset + _extent(buffer) <= _extent(source), f"{where} does not lie within what it is a view of"
+        )
         _require(not _is_cycle(program, index), f"{where} is a view of itself")
     else:
         whole: Any = many[buffer.source]
@@ -176,16 +178,28 @@ def _root(program: Program, index: int) -> Buffer:
 def _check_collective(item: Collective, program: Program, mesh: Mesh, where: str) -> None:
     _require(item.kind in _SEGMENTED, f"{where}: unknown collective {item.kind!r}")
     _require(len(item.ins) == len(item.outs), f"{where}: as many results as arrays are sent")
-    _require(item.attrs.get("reduce", "sum") in ("sum", "max", "min"), f"{where}: unknown reduction")
-    _require(item.kind != "Shift" or type(item.attrs.get("offset")) is int, f"{where}: no offset")
-    for dim, segments in _SEGMENTED[item.kind]:
+    each = item.attrs.get("each", [item.attrs] * len(item.ins))
+    fits = (
+        isinstance(each, list | tuple)
+        and len(each) == len(item.ins)
+        and all(isinstance(attrs, Mapping) for attrs in each)
+    )
+    _require(fits, f"{where}: as many attributes as arrays are sent")
+    for attrs, buffer in zip(each, item.ins):
+        _check_attributes(item.kind, attrs, len(program.buffers[buffer].shape), mesh.axis_size(item.axis), where)
+
+
+def _check_attributes(kind: str, attrs: Mapping[str, Any], rank: int, ranks: int, where: str) -> None:
+    """Those of a collective for one array of that rank."""
+    _require(attrs.get("reduce", "sum") in ("sum", "max", "min"), f"{where}: unknown reduction")
+    _require(kind != "Shift" or type(attrs.get("offset")) is int, f"{where}: no offset")
+    for dim, segments in _SEGMENTED[kind]:
         try:
-            parts = segments_of(item.attrs.get(segments))
+            parts = segments_of(attrs.get(segments))
         except ValueError as error:
             raise PlanError(f"{where}: {error}") from error
-        axis, rank = item.attrs.get(dim), len(program.buffers[item.ins[0]].shape) if item.ins else 0
+        axis = attrs.get(dim)
         _require(type(axis) is int and 0 <= axis < rank, f"{where}: wrong {dim}")
-        ranks = mesh.axis_size(item.axis)
         _require(all(_cuts(s.size, s.copies, ranks) for s in parts), f"{where}: wrong {segments}")
 
 

@@ -39,6 +39,12 @@ class Window:
         pairs = zip(self.shape, self.strides, row_major(self.shape))
         return 0 in self.shape or all(size == 1 or ours == dense for size, ours, dense in pairs)
 
+    def lies_as(self, other: Window) -> bool:
+        """Whether both are the same elements in the same shape; strides of dims of one entry do not count."""
+        pairs = zip(self.shape, self.strides, other.strides)
+        same = all(size == 1 or ours == theirs for size, ours, theirs in pairs)
+        return self.shape == other.shape and self.offset == other.offset and same
+
     @property
     def inner(self) -> int:
         """The stride of the last dim that has more than one entry; 1 without one."""
