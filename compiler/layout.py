@@ -123,8 +123,8 @@ class _Layout:
         if producer.op_type in _BIJECTIVE:
             source, before = producer.inputs[0], _inverse(producer, place)
             assert source is not None
-            chain = before and self._chain(source, before, producer)
-            return chain and {value: place, **chain}
+            chain = self._chain(source, before, producer) if before else None
+            return {value: place, **chain} if chain else None
         if producer.op_type in _MOVING or not writes(producer, value.index() or 0, place.window):
             return None
         return {value: place}
@@ -248,7 +248,7 @@ def _copy(node: ir.Node, value: ir.Value) -> tuple[ir.Node, ir.Value]:
     copy = ir.node("Concat", [value], {"axis": 0}, name=f"{node.name}~{value.name}")
     copy.meta.update({key: node.meta[key] for key in ("origin",) if key in node.meta})
     out = copy.outputs[0]
-    out.name, out.dtype, out.shape = f"{value.name}~{node.name}", value.dtype, value.shape
+    out.name, out.type, out.shape = f"{value.name}~{node.name}", value.type, value.shape
     return copy, out
 
 
@@ -288,7 +288,7 @@ def _inverse(node: ir.Node, place: Place) -> Place | None:
         perm = _perm(node)
         return Place(place.base, window.transposed([perm.index(i) for i in range(len(perm))]))
     found = window.reshaped(shape_of(value))
-    return found and Place(place.base, found)
+    return Place(place.base, found) if found else None
 
 
 def _perm(node: ir.Node) -> list[int]:

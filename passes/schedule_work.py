@@ -69,7 +69,7 @@ class Work:
             return
         for maker in sorted(set[int]().union(*(self._made.get(value, ()) for value in inputs))):
             self.users[maker].append(number)
-        self._made.update(dict.fromkeys(node.outputs, {number}))
+        self._made.update({value: {number} for value in node.outputs})
         bases = (place_of(value).base for value in inputs)
         self.reads[number] = sorted({self._buffers[base] for base in bases if base in self._buffers})
         self.makes[number] = sorted({self._buffer(place_of(value).base) for value in node.outputs})
