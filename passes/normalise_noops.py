@@ -7,7 +7,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from onnxmesh.passes.build import remove
-from onnxmesh.passes.infer import constant, present, shape_of
+from onnxmesh.passes.infer import DOMAIN, constant, present, shape_of
 
 
 def drop_noop(graph: ir.Graph, node: ir.Node) -> bool:
@@ -67,6 +67,35 @@ def _one_piece(node: ir.Node) -> ir.Value | None:
     return kept[0] if len(kept) == 1 else None
 
 
+def _rejoined(node: ir.Node) -> ir.Value | None:
+    """Concat of pieces that together are what they were cut from, in order."""
+    axis, start, source = node.attributes.get_int("axis", 0), 0, None
+    for value in (v for v in node.inputs if v is not None):
+        cut = _cut(value)
+        if cut is None or cut[1:] != (axis, start) or source not in (None, cut[0]):
+            return None
+        source, start = cut[0], start + shape_of(value)[axis]
+    return source if source is not None and shape_of(source)[axis] == start else None
+
+
+def _cut(value: ir.Value) -> tuple[ir.Value, int, int] | None:
+    """(source, axis, start) of a value that is a piece of another one."""
+    node = value.producer()
+    if node is None or node.domain != DOMAIN:
+        return None
+    if node.op_type == "Slice" and tuple(node.attributes.get_ints("steps", ())) == (1,):
+        return present(node, 0), node.attributes.get_ints("axes")[0], node.attributes.get_ints("starts")[0]
+    if node.op_type == "Split":
+        axis = node.attributes.get_int("axis", 0)
+        before = node.outputs[: node.outputs.index(value)]
+        return present(node, 0), axis, sum(shape_of(other)[axis] for other in before)
+    return None
+
+
+def _joined(node: ir.Node) -> ir.Value | None:
+    return _one_piece(node) or _rejoined(node)
+
+
 def _no_pads(node: ir.Node) -> ir.Value | None:
     return present(node, 0) if not any(node.attributes.get_ints("pads", (1,))) else None
 
@@ -96,7 +125,7 @@ _NOOPS: dict[str, Test] = {
     "Split": _always,
     "Cast": _same_type,
     "Transpose": _in_order,
-    "Concat": _one_piece,
+    "Concat": _joined,
     "Pad": _no_pads,
     **dict.fromkeys(_NEUTRAL, _neutral),
 }

@@ -293,6 +293,23 @@ def test_nodes_that_do_nothing_disappear_and_outputs_keep_their_names() -> None:
     assert [v.name for v in model.graph.outputs] == ["y"]
 
 
+def test_pieces_that_are_joined_again_were_never_cut() -> None:
+    nodes = [
+        helper.make_node("Slice", ["x", "zero", "one", "axes"], ["a"]),
+        helper.make_node("Slice", ["x", "one", "end", "axes"], ["b"]),
+        helper.make_node("Concat", ["a", "b"], ["c"], axis=1),
+        helper.make_node("Split", ["c"], ["d", "e"], axis=2, num_outputs=2),
+        helper.make_node("Concat", ["d", "e"], ["f"], axis=2),
+        helper.make_node("Concat", ["e", "d"], ["g"], axis=2),
+        *(helper.make_node("Relu", [name], [f"y_{name}"]) for name in ("f", "g")),
+    ]
+    numbers = {"zero": n(0), "one": n(1), "end": n(3), "axes": n(1)}
+    x = floats(2, 3, 4)
+    model = normal_form(build(nodes, {"x": x}, ["y_f", "y_g"], numbers))
+    assert sorted(ops(model)) == ["Concat", "Relu", "Relu", "Split"]
+    np.testing.assert_array_equal(evaluate(model, {"x": x})["y_f"], np.maximum(x, 0))
+
+
 def test_numbers_that_change_nothing_disappear() -> None:
     nodes = [
         helper.make_node("Mul", ["one", "x"], ["a"]),
