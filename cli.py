@@ -295,11 +295,10 @@ def bench(plan: str, json_file: str | None, full: bool, **given: Any) -> None:
 
     if given["random_weights"] and given["weights"]:
         raise click.UsageError("give either --weights or --random-weights")
-    work = Work(given["runs"], given["warmup"], given["inputs"], graph=not given["no_graph"])
+    work = Work(given["runs"], given["warmup"], given["inputs"])
     weights = RANDOM if given["random_weights"] else given["weights"]
-    result = measure(
-        Request(plan, work, weights, given["device"], given["timeout"], given["tokens"] or 0, given["trace"])
-    )
+    tokens, graph = given["tokens"] or 0, not given["no_graph"]
+    result = measure(Request(plan, work, weights, given["device"], given["timeout"], tokens, graph, given["trace"]))
     if result is not None:
         _write_json(json_file, result)
         if json_file != "-":

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -37,6 +38,7 @@ class Request:
         weights: the ONNX file, or another plan's folder, that the weights are read from; `random` for random ones;
             else the plan's own.
         tokens: tokens of one run; the first two dims of the first input if 0.
+        graph: whether GPUs run the program as CUDA graphs.
         trace: a file for a Chrome trace.
     """
 
@@ -46,6 +48,7 @@ class Request:
     device: str = "cpu"
     timeout: float = 60.0
     tokens: int = 0
+    graph: bool = True
     trace: str | None = None
 
 
@@ -105,15 +108,16 @@ def result(plan: Plan, request: Request, ranks: Sequence[Mapping[str, Any]], tim
 def _session(request: Request, plan: Plan) -> Iterator[tuple[Session, Job | None]]:
     source = RANDOM if request.weights == RANDOM else weights_source(request.weights) if request.weights else None
     job = find_job(request.device, request.timeout)
+    open_session = partial(Session, plan, request.device, weights=source, timeout=request.timeout, graph=request.graph)
     if job is None:
-        with Session(plan, request.device, weights=source, timeout=request.timeout) as session:
+        with open_session() as session:
             yield session, None
         return
     try:
         check_size(plan.mesh, job)
         with (
             _closed_at_the_end(job.communicator(plan.mesh, request.timeout)) as rank,
-            Session(plan, request.device, weights=source, communicator=rank, timeout=request.timeout) as session,
+            open_session(communicator=rank) as session,
         ):
             yield session, job
     finally:

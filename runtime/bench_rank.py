@@ -33,14 +33,12 @@ class Work:
         runs: timed runs.
         warmup: runs before them; a GPU captures its program in the second.
         inputs: an .npz file or a folder; without it they are random, from `seed`.
-        graph: whether GPUs run the program as CUDA graphs.
     """
 
     runs: int = 50
     warmup: int = 5
     inputs: str | None = None
     seed: int = 0
-    graph: bool = True
 
     def to_json(self) -> Json:
         """As JSON data, for another process."""
@@ -60,17 +58,17 @@ def measure(plan: Plan, engine: Engine, rank: Communicator, device: Device, work
 
     Raises as Engine.run.
     """
-    if hasattr(device, "graph"):
-        device.graph = work.graph
     with device.scope():
-        engine.run(_inputs(plan, rank, device, work))
-        for _ in range(max(0, work.warmup - 1)):
+        inputs = _inputs(plan, rank, device, work)
+    with device.running(first=True):
+        engine.run(inputs)
+    for _ in range(work.warmup - 1):
+        with device.running(first=True):
             engine.run_bound()
-        _wait(device)
-        latencies = [_once(engine, rank, device) for _ in range(work.runs)]
-        together = _together(engine, rank, device, work.runs)
-        rank.barrier()
-        times = engine.profile(_PROFILED)
+    latencies = [_once(engine, rank, device) for _ in range(work.runs)]
+    together = _together(engine, rank, device, work.runs)
+    _meet(rank, device)
+    times = engine.profile(_PROFILED)
     return {
         "latencies_us": latencies,
         "back_to_back_us": together,
@@ -91,27 +89,26 @@ def _inputs(plan: Plan, rank: Communicator, device: Device, work: Work) -> list[
 
 
 def _once(engine: Engine, rank: Communicator, device: Device) -> float:
-    rank.barrier()
+    _meet(rank, device)
     start = time.perf_counter()
-    engine.run_bound()
-    _wait(device)
+    with device.running():
+        engine.run_bound()
     return 1e6 * (time.perf_counter() - start)
 
 
 def _together(engine: Engine, rank: Communicator, device: Device, runs: int) -> float:
-    rank.barrier()
+    _meet(rank, device)
     start = time.perf_counter()
-    for _ in range(runs):
-        engine.run_bound()
-    _wait(device)
+    with device.running(first=True):
+        for _ in range(runs):
+            engine.run_bound()
     return 1e6 * (time.perf_counter() - start) / runs
 
 
-def _wait(device: Device) -> None:
-    """Until the device has done all that it was given; the host has at once."""
-    synchronize = getattr(device, "synchronize", None)
-    if synchronize is not None:
-        synchronize()
+def _meet(rank: Communicator, device: Device) -> None:
+    """Until all ranks are here, and idle."""
+    with device.scope():
+        rank.barrier()
 
 
 def _memory(plan: Plan, engine: Engine) -> dict[str, int]:

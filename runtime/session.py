@@ -239,6 +239,8 @@ class Session:
 
         if self._processes is not None:
             return dict(enumerate(self._processes.call({"measure": dict(work)})))
+        self.check_open()
+        self.use(None)
         given = bench_rank.Work.from_json(work)
 
         def measure(comm: Communicator) -> dict[str, Any]:
@@ -246,8 +248,13 @@ class Session:
 
         if self._threads is not None:
             return dict(enumerate(self._threads.run(measure)))
-        assert self._communicator is not None
-        return {self._communicator.rank: measure(self._communicator)}
+        comm = self._communicator
+        assert comm is not None
+        try:
+            return {comm.rank: measure(comm)}
+        except BaseException as error:
+            comm.abort(error)
+            raise
 
     def close(self) -> None:
         """End the ranks and let the memory go. May be called again. A given communicator stays open."""
