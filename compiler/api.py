@@ -20,7 +20,7 @@ from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.ir import printer, verify
 from onnxmesh.compiler.layout import layout
 from onnxmesh.compiler.lower import lower
-from onnxmesh.compiler.options import CP_STRATEGIES, CpStrategy, Options
+from onnxmesh.compiler.options import CP_STRATEGIES, PRECISIONS, CpStrategy, Options, Precision
 from onnxmesh.compiler.predict import Survey, survey
 from onnxmesh.compiler.report import build_report
 from onnxmesh.compiler.sources import reader
@@ -34,6 +34,8 @@ from onnxmesh.passes.merge_linears import merge_linears
 from onnxmesh.passes.normalise import SOURCES, normalise
 from onnxmesh.passes.partition import partition
 from onnxmesh.passes.place import Placed, place
+from onnxmesh.passes.precision import convert
+from onnxmesh.passes.precision_rules import Kept
 from onnxmesh.passes.recognise import recognise
 from onnxmesh.passes.schedule import schedule
 from onnxmesh.passes.sink import sink
@@ -57,6 +59,7 @@ class Compilation:
     model: ir.Model | None = None
     tensors: Mapping[str, ir.TensorProtocol] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    kept: Mapping[ir.Node, Kept] | None = None
     survey: Survey | None = None
     placed: list[Placed] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -96,8 +99,14 @@ def _normalise(state: Compilation) -> None:
 def _recognise(state: Compilation) -> None:
     state.model, state.findings = recognise(state.loaded)
     check_supported(state.model.graph)
-    alone, _ = fuse(sink(merge_linears(state.model.clone())))
-    state.survey = survey(state.model.graph, layout(alone).graph)
+
+
+def _precision(state: Compilation) -> None:
+    """The model in the precision that is asked for, and what one device would take for it."""
+    if state.options.precision != "model":
+        state.kept = convert(state.loaded.graph, state.options.precision, state.tensors)
+    alone, _ = fuse(sink(merge_linears(state.loaded.clone())))
+    state.survey = survey(state.loaded.graph, layout(alone).graph)
 
 
 def _shard(axis: str, state: Compilation) -> None:
@@ -149,6 +158,7 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("bind", _bind, normal=False),
     Stage("normalise", _normalise),
     Stage("recognise", _recognise),
+    Stage("precision", _precision),
     Stage("shard-dp", partial(_shard, "dp")),
     Stage("shard-cp", partial(_shard, "cp")),
     Stage("shard-tp", partial(_shard, "tp")),
@@ -180,6 +190,8 @@ def compile_model(
     """
     if options.cp_strategy not in CP_STRATEGIES:
         raise ModelError(f"unknown cp strategy {options.cp_strategy!r}", hint=f"one of {', '.join(CP_STRATEGIES)}")
+    if options.precision not in PRECISIONS:
+        raise ModelError(f"unknown precision {options.precision!r}", hint=f"one of {', '.join(PRECISIONS)}")
     state = Compilation(model, options)
     with cost.on(options.profile):
         for number, stage in enumerate(PIPELINE):
@@ -207,6 +219,7 @@ def compile(
     shard_outputs: bool = False,
     allow_replicated: bool = False,
     profile: str | os.PathLike[str] | None = None,
+    precision: Precision = "model",
 ) -> Plan:
     """Compile an ONNX model to a plan for `dp * cp * tp` ranks.
 
@@ -219,6 +232,7 @@ def compile(
         shard_outputs: leave outputs sharded instead of whole on every rank.
         allow_replicated: accept an axis on which nothing worth having was sharded.
         profile: the file of a device profile to compile for, as `onnxmesh doctor --profile` writes it.
+        precision: what a float32 model computes in: bf16, fp16, or model, which leaves it as it is.
 
     Raises:
         InvalidArgument: the profile cannot be read.
@@ -226,9 +240,8 @@ def compile(
         ShardingError: nothing worth having can be sharded on an axis.
     """
     device = None if profile is None else load_profile(profile)
-    options = Options(
-        Mesh.of(tp=tp, cp=cp, dp=dp), shapes or {}, dims or {}, cp_strategy, shard_outputs, allow_replicated, device
-    )
+    mesh = Mesh.of(tp=tp, cp=cp, dp=dp)
+    options = Options(mesh, shapes or {}, dims or {}, cp_strategy, shard_outputs, allow_replicated, device, precision)
     plan = compile_model(model, options).plan
     assert plan is not None
     return plan

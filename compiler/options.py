@@ -11,6 +11,10 @@ from onnxmesh.runtime.profile import DeviceProfile
 
 CpStrategy = Literal["auto", "allgather", "ulysses", "ring"]
 CP_STRATEGIES: tuple[CpStrategy, ...] = ("auto", "allgather", "ulysses", "ring")
+Precision = Literal["model", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = ("model", "bf16", "fp16")
+HALVES = {"bf16": "bfloat16", "fp16": "float16"}
+"""The dtypes of the precisions other than the model's own."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Options:
         shard_outputs: leave graph outputs as the program has them, instead of whole on every rank.
         allow_replicated: accept an axis on which nothing worth having was sharded.
         profile: the device to compile for; None: that of ONNXMESH_PROFILE, or the one that comes with the package.
+        precision: what a float32 model computes in; `model` leaves it as it is.
     """
 
     mesh: Mesh
@@ -34,3 +39,4 @@ class Options:
     shard_outputs: bool = False
     allow_replicated: bool = False
     profile: DeviceProfile | None = None
+    precision: Precision = "model"
