@@ -27,7 +27,13 @@ def export(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], output: s
     """
     with torch.no_grad():
         program = torch.onnx.export(
-            model, kwargs=dict(inputs), dynamo=True, opset_version=23, optimize=False, output_names=[output], verbose=False
+            model,
+            kwargs=dict(inputs),
+            dynamo=True,
+            opset_version=23,
+            optimize=False,
+            output_names=[output],
+            verbose=False,
         )
     assert program is not None
     proto = ir.to_proto(_optimised(program.model, set(model.state_dict())))
