@@ -177,7 +177,7 @@ def _run_as(request: Request, job: Job) -> Result:
             feeds = session.check(_feeds(request, plan)) if given else {}
         except Exception as caught:
             error = caught
-        _agree(job, error)
+        _agree(job, error, _LOADING)
         ready = time.perf_counter()
         outputs, seconds = _repeat(request, plan, session, feeds)
         try:
@@ -241,8 +241,8 @@ class Job(Protocol):
     size: int
     launcher: str
 
-    def allgather(self, value: Any) -> list[Any]:
-        """Every rank's value (JSON data), by rank."""
+    def allgather(self, value: Any, within: float = 0.0) -> list[Any]:
+        """Every rank's value (JSON data), by rank; `within` so many seconds, or the timeout, where that is known."""
         ...
 
     def communicator(self, mesh: Mesh, timeout: float) -> Communicator:
@@ -269,7 +269,7 @@ class _MpiJob(Job):
         self._world: Any = MPI.COMM_WORLD
         self.rank, self.size = self._world.rank, self._world.size
 
-    def allgather(self, value: Any) -> list[Any]:
+    def allgather(self, value: Any, within: float = 0.0) -> list[Any]:
         return list(self._world.allgather(value))
 
     def communicator(self, mesh: Mesh, timeout: float) -> Communicator:
@@ -292,8 +292,8 @@ class _GpuJob(Job):
         self._groups: NcclGroups | None = None
         self.rank, self.size = world.rank, world.size
 
-    def allgather(self, value: Any) -> list[Any]:
-        return self._world.allgather(value, _LOADING)
+    def allgather(self, value: Any, within: float = 0.0) -> list[Any]:
+        return self._world.allgather(value, within)
 
     def communicator(self, mesh: Mesh, timeout: float) -> Communicator:
         from onnxmesh.runtime.nccl import NcclCommunicator
@@ -318,12 +318,12 @@ def check_size(mesh: Mesh, job: Job) -> None:
         )
 
 
-def _agree(job: Job, error: Exception | None) -> None:
+def _agree(job: Job, error: Exception | None, within: float = 0.0) -> None:
     """Go on only if all ranks can. The first rank with an error raises it; the others leave with its exit code."""
     if isinstance(error, PeerFailed):  # that rank says it, too
         raise error
     try:
-        codes = job.allgather(0 if error is None else getattr(error, "exit_code", 1))
+        codes = job.allgather(0 if error is None else getattr(error, "exit_code", 1), within)
     except RunError:
         if error is not None:
             raise error from None

@@ -105,6 +105,11 @@ class StoreServer:
             self._values.setdefault("failure", f"{rank} {error}")
             self._changed.notify_all()
 
+    @property
+    def has_failure(self) -> bool:
+        """Whether a rank has failed."""
+        return "failure" in self._values
+
     def silent(self) -> list[int]:
         """The ranks that watch, or did, and have given no sign of life lately."""
         with self._changed:
@@ -373,7 +378,7 @@ class World:
         if self.store is not None:
             self.store.close()
         if self._server is not None:
-            self._server.close(linger=5.0)
+            self._server.close(linger=1.0 if self._server.has_failure else 5.0)
 
     def __enter__(self) -> Self:
         return self

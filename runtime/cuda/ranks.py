@@ -160,6 +160,10 @@ class ProcessRanks:
         if frame is None:
             raise self._ended(rank)
         if "error" in frame[0]:
+            if frame[0]["kind"] == "PeerFailed":  # a rank that died says nothing itself
+                for other, process in enumerate(self._processes):
+                    if process.poll() is not None:
+                        raise self._ended(other)
             kind = _ERRORS.get(str(frame[0]["kind"]), RunError)
             raise kind(str(frame[0]["error"]), hint=str(frame[0]["hint"]))
         return frame
