@@ -56,7 +56,7 @@ ATTENTIONS = {
 SUMS = tuple(1 << power for power in (12, 16, 18, 20, 21, 22, 23, 24, 25, 26, 27))
 """Elements of bfloat16."""
 
-_ENOUGH = 3000.0
+ENOUGH = 3000.0
 """Microseconds that a program should take, so that starting it counts for nothing."""
 _MOST = 200
 _REPEATS = 4
@@ -116,7 +116,7 @@ class Bench:
 
 def count_of(guess: float) -> int:
     """How often to repeat an instruction that takes about so many microseconds."""
-    return int(min(_MOST, max(4, _ENOUGH // max(guess, 1.0))))
+    return int(min(_MOST, max(4, ENOUGH // max(guess, 1.0))))
 
 
 def gemms(bench: Bench, shapes: Any = None) -> Iterator[Row]:
