@@ -120,6 +120,13 @@ def _mesh_options(function: F) -> F:
         click.option("--shard-outputs", is_flag=True, help="Leave outputs sharded, not whole on every rank."),
         click.option("--allow-replicated", is_flag=True, help="Accept an axis on which nothing was sharded."),
         click.option("--profile", type=click.Path(), help="The device profile to compile for (doctor --profile)."),
+        click.option(
+            "--precision",
+            type=click.Choice(["model", "bf16", "fp16"]),
+            default="model",
+            show_default=True,
+            help="What a float32 model computes in; model leaves it as it is.",
+        ),
     ]
     for decorator in reversed(decorators):
         function = decorator(function)
@@ -139,6 +146,7 @@ def _options(given: dict[str, Any]) -> Options:
         given["shard_outputs"],
         given["allow_replicated"],
         load(given["profile"]) if given.get("profile") else None,
+        given.get("precision", "model"),
     )
 
 

@@ -34,8 +34,7 @@ from onnxmesh.passes.merge_linears import merge_linears
 from onnxmesh.passes.normalise import SOURCES, normalise
 from onnxmesh.passes.partition import partition
 from onnxmesh.passes.place import Placed, place
-from onnxmesh.passes.precision import convert
-from onnxmesh.passes.precision_rules import Kept
+from onnxmesh.passes.precision import Stays, convert
 from onnxmesh.passes.recognise import recognise
 from onnxmesh.passes.schedule import schedule
 from onnxmesh.passes.sink import sink
@@ -59,7 +58,7 @@ class Compilation:
     model: ir.Model | None = None
     tensors: Mapping[str, ir.TensorProtocol] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
-    kept: Mapping[ir.Node, Kept] | None = None
+    stays: Sequence[Stays] | None = ()
     survey: Survey | None = None
     placed: list[Placed] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -104,7 +103,7 @@ def _recognise(state: Compilation) -> None:
 def _precision(state: Compilation) -> None:
     """The model in the precision that is asked for, and what one device would take for it."""
     if state.options.precision != "model":
-        state.kept = convert(state.loaded.graph, state.options.precision, state.tensors)
+        state.stays = convert(state.loaded.graph, state.options.precision, state.tensors)
     alone, _ = fuse(sink(merge_linears(state.loaded.clone())))
     state.survey = survey(state.loaded.graph, layout(alone).graph)
 

@@ -7,6 +7,7 @@ half precision and one in float32 meet, each value once.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 
 import ml_dtypes
@@ -19,6 +20,7 @@ from onnxmesh.compiler.options import HALVES
 from onnxmesh.passes import precision_rules as rules
 from onnxmesh.passes.build import add_constant, fresh, is_folded
 from onnxmesh.passes.infer import set_type, shape_of
+from onnxmesh.passes.match import label
 from onnxmesh.passes.normalise_constants import recipe_of
 from onnxmesh.passes.precision_rules import ATTENTION, MASK, READABLE, WIDE, Kept, is_statistic, is_wide
 from onnxmesh.runtime.dtypes import float_max, is_narrow
@@ -26,7 +28,16 @@ from onnxmesh.runtime.dtypes import float_max, is_narrow
 Tensors = Mapping[str, ir.TensorProtocol]
 
 
-def convert(graph: ir.Graph, precision: str, tensors: Tensors) -> dict[ir.Node, Kept] | None:
+@dataclass(frozen=True)
+class Stays:
+    """A node of the model that stays float32, and why."""
+
+    node: str
+    op: str
+    reason: str
+
+
+def convert(graph: ir.Graph, precision: str, tensors: Tensors) -> tuple[Stays, ...] | None:
     """Convert a graph in normal form, in place.
 
     Args:
@@ -34,14 +45,15 @@ def convert(graph: ir.Graph, precision: str, tensors: Tensors) -> dict[ir.Node, 
         tensors: the model's own initialisers, which recipes read.
 
     Returns:
-        The nodes that stay float32 and why; None if the model computes in half precision already and is left alone.
+        The nodes that stay float32; None if the model computes in half precision already and is left alone.
     """
     if any(is_half(value) for node in graph for value in (*node.inputs, *node.outputs)):
         return None
     half = ir.DataType.from_numpy(np.dtype(getattr(ml_dtypes, HALVES[precision], HALVES[precision])))
     kept = rules.kept(graph, half)
+    stays = tuple(Stays(label(node), node.op_type, why.text) for node, why in kept.items())
     _Conversion(graph, half, tensors, kept).run()
-    return kept
+    return stays
 
 
 def is_half(value: ir.Value | None) -> bool:
@@ -61,7 +73,7 @@ class _Conversion:
         reads = [(node, i, value) for node in self._graph for i, value in enumerate(node.inputs) if is_wide(value)]
         for node, index, value in reads:
             assert value is not None
-            wanted = node not in self._kept
+            wanted = node not in self._kept and not (self._is_mask(node, index) and self._half == ir.DataType.FLOAT16)
             if wanted != (value in self._narrowed):
                 node.replace_input_with(index, self._cast(value, node, index, wanted))
         for value in self._narrowed:
@@ -78,12 +90,14 @@ class _Conversion:
         """The value in the other type, made once."""
         source = value.producer()
         before = self._kept.get(source) if source is not None else None
-        is_mask = reader.op_type in ATTENTION and index == MASK
-        huge = to_half and ((before is not None and before.huge) or is_mask)
+        huge = to_half and ((before is not None and before.huge) or self._is_mask(reader, index))
         key = (value, to_half, huge)
         if key not in self._known:
             self._known[key] = self._converted(value, to_half, huge)
         return self._known[key]
+
+    def _is_mask(self, node: ir.Node, index: int) -> bool:
+        return node.op_type in ATTENTION and index == MASK
 
     def _converted(self, value: ir.Value, to_half: bool, huge: bool) -> ir.Value:
         if not is_constant(value) or value.is_graph_input():
@@ -102,7 +116,8 @@ class _Conversion:
         """A Cast. Of what may be huge: finite numbers stay finite, and infinity stays infinite."""
         if huge:
             lowest, highest = (
-                add_constant(self._graph, np.array(sign * self._limit, np.float32), self._name(value)) for sign in (-1, 1)
+                add_constant(self._graph, np.array(sign * self._limit, np.float32), self._name(value))
+                for sign in (-1, 1)
             )
             clipped = self._node(value, "Clip", [value, lowest, highest], WIDE)
             infinite = self._node(value, "IsInf", [value], ir.DataType.BOOL)
