@@ -197,7 +197,7 @@ def test_weights_are_one_allocation_and_what_the_files_hold(gpus: Any, tmp_path:
     from onnxmesh.runtime.cuda import upload
 
     rng = np.random.default_rng(0)
-    values = {f"w{i}": rng.standard_normal((size, 1000)).astype("f4") for i, size in enumerate((1, 3, 4000, 7000))}
+    values = {f"big{i}": rng.standard_normal((size, 1000)).astype("f4") for i, size in enumerate((1, 3, 4000, 7000))}
     weights = tuple(Weight(name, "float32", x.shape, (), {"op": "source", "name": name}) for name, x in values.items())
     big = replace(plan(Mesh.of()), weights=(*plan(Mesh.of()).weights, *weights))
     save(big, tmp_path / "m.plan", {**values, **MODEL}.__getitem__)
@@ -211,7 +211,7 @@ def test_weights_are_one_allocation_and_what_the_files_hold(gpus: Any, tmp_path:
     data = bytearray((tmp_path / "m.plan/weights/all.safetensors").read_bytes())
     data[-5] ^= 1
     (tmp_path / "m.plan/weights/all.safetensors").write_bytes(data)
-    with pytest.raises(PlanError, match=r"w3.* is damaged"):
+    with pytest.raises(PlanError, match=r"big3.* is damaged"):
         upload.load(tmp_path / "m.plan", stored, stored.mesh.coordinate(0))
 
 
