@@ -271,7 +271,8 @@ def _bias(whole: _Whole, way: _Way) -> Bias | None:
     if mask is not None and any(n not in (1, size) for n, size in zip(outer, (b, h))):
         raise Unsuited("a mask that does not broadcast")
     positions = (operands["q_pos"], operands["k_pos"]) if way.positions else (None, None)
-    return Bias("bfloat16" if exact else "float32", (outer[0], outer[1], way.bias_rows, t), mask, *positions)
+    uniform = whole.job.attrs.get("masked_row") == "uniform"
+    return Bias("bfloat16" if exact else "float32", (outer[0], outer[1], way.bias_rows, t), mask, *positions, uniform)
 
 
 class _Made:

@@ -1,7 +1,8 @@
 """CUDA C++ for what stands around cuDNN's attention: its bias before it, rows that see no key after it.
 
 A bias holds `HIDDEN` for a key that a query does not see: finite, so that no difference of infinities arises, and far
-below what a mask may hold, which is raised to `LOWEST`. A row whose log-sum-exp lies below both is one without keys.
+below what a mask may hold, which is raised to `LOWEST`. A row whose log-sum-exp lies below that is one without keys.
+Where masked rows are uniform, a hidden key has the lowest score: a row of such is the mean of all values.
 No GPU is needed here: tests run the text on a CPU.
 """
 
@@ -29,6 +30,7 @@ template <class C> INLINE void make_bias(
     const int first = at % C::WIDTH, row = at / C::WIDTH % C::ROWS;
     const int head = at / C::WIDTH / C::ROWS % C::H, b = at / C::WIDTH / C::ROWS / C::H;
     const int64 position = C::POSITIONS ? q_pos[row * C::QP_S] : 0;
+    const float hidden = C::UNIFORM ? LOWEST : HIDDEN;
     float values[8];
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -40,10 +42,10 @@ template <class C> INLINE void make_bias(
                 x = (float)wide(given);
                 if (x < LOWEST) x = x - x == 0.0f ? LOWEST : HIDDEN;
             } else {
-                x = given ? 0.0f : HIDDEN;
+                x = given ? 0.0f : hidden;
             }
         }
-        if (C::POSITIONS && key < C::S_K && k_pos[key * C::KP_S] > position) x = HIDDEN;
+        if (C::POSITIONS && key < C::S_K && k_pos[key * C::KP_S] > position) x = hidden;
         values[j] = x;
     }
     put(bias + at, values);
@@ -51,33 +53,33 @@ template <class C> INLINE void make_bias(
 
 template <class C> INLINE void finish(
     const typename C::T* v, typename C::T* o, float* m, float* l, const float* log_sum_exp) {
-    __shared__ bool empty[128];
+    enum { SEES, EMPTY, EVEN };
+    __shared__ int states[128];
     const int rows = C::B * C::H * C::ROWS, own = blockIdx.x * 128 + threadIdx.x;
-    empty[threadIdx.x] = false;
+    states[threadIdx.x] = SEES;
     if (own < rows) {
         const int row = C::FIRST + own % C::ROWS, head = own / C::ROWS % C::H, b = own / C::ROWS / C::H;
-        const float x = C::WITHOUT ? HIDDEN : log_sum_exp[own];
-        const bool none = x < WITHOUT_KEYS;
-        empty[threadIdx.x] = none;
+        const float x = !C::WITHOUT ? log_sum_exp[own] : C::UNIFORM ? LOWEST : HIDDEN;
+        const int state = x < WITHOUT_KEYS ? EMPTY : C::UNIFORM && x < LOWEST / 2 ? EVEN : SEES;
+        states[threadIdx.x] = state;
         if (C::STATISTICS) {
-            const float least = C::UNIFORM ? -bits_float(0x7f7fffffu) : -bits_float(0x7f800000u);
-            m[b * C::M_B + head * C::M_H + row * C::M_S] = none ? least : x;
-            l[b * C::L_B + head * C::L_H + row * C::L_S] = !none ? 1.0f : C::UNIFORM ? (float)C::S_K : 0.0f;
+            const float most = bits_float(0x7f7fffffu), infinity = bits_float(0x7f800000u);
+            m[b * C::M_B + head * C::M_H + row * C::M_S] = state == SEES ? x : state == EVEN ? -most : -infinity;
+            l[b * C::L_B + head * C::L_H + row * C::L_S] = state == SEES ? 1.0f : state == EVEN ? (float)C::S_K : 0.0f;
         }
     }
     __syncthreads();
     for (int i = 0; i < 128; ++i) {
-        if (!empty[i]) continue;
+        if (states[i] == SEES) continue;
         const int at = blockIdx.x * 128 + i, row = C::FIRST + at % C::ROWS;
         const int head = at / C::ROWS % C::H, b = at / C::ROWS / C::H;
         for (int e = threadIdx.x; e < C::E; e += 128) {
-            float x = 0.0f;
-            if (C::UNIFORM) {
+            float x = C::NAN_IF_EMPTY ? bits_float(0x7fc00000u) : 0.0f;
+            if (states[i] == EVEN) {
+                x = 0.0f;
                 for (int key = 0; key < C::S_K; ++key)
                     x += wide(v[b * C::V_B + head / (C::H / C::G) * C::V_H + key * C::V_S + e * C::V_E]);
                 x /= C::S_K;
-            } else if (C::NAN_IF_EMPTY) {
-                x = bits_float(0x7fc00000u);
             }
             o[b * C::O_B + head * C::O_H + row * C::O_S + e * C::O_E] = narrow(x, typename C::T());
         }
@@ -92,6 +94,7 @@ class Bias:
 
     Attributes:
         shape: b, h and rows, each 1 where the bias is broadcast along it; and the number of keys.
+        uniform: a key that is hidden, other than by an infinity that is added, has the lowest score.
     """
 
     dtype: str
@@ -99,6 +102,7 @@ class Bias:
     mask: Operand | None = None
     q_pos: Operand | None = None
     k_pos: Operand | None = None
+    uniform: bool = False
 
     @property
     def width(self) -> int:
@@ -121,6 +125,7 @@ class Bias:
             "KP_S": self.k_pos.strides[0] if self.k_pos else 0,
         }
         flags = {
+            "UNIFORM": self.uniform,
             "MASKED": self.mask is not None,
             "ADDITIVE": self.mask is not None and self.mask.dtype != np.bool_,
             "POSITIONS": self.q_pos is not None and self.k_pos is not None,
@@ -160,7 +165,7 @@ class Finish:
             "STATISTICS": statistics,
             "WITHOUT": self.without,
             "UNIFORM": self.masked_row == "uniform",
-            "NAN_IF_EMPTY": not statistics and self.masked_row == "nan",
+            "NAN_IF_EMPTY": not statistics and self.masked_row != "zero",
         }
         types = {"T": stored(o.dtype)}
         head = f"const {types['T']}* v, {types['T']}* o, float* m, float* l, const float* log_sum_exp"
