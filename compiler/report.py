@@ -16,6 +16,7 @@ from onnxmesh.compiler.cost import nbytes
 from onnxmesh.compiler.ops.collectives import COLLECTIVES
 from onnxmesh.compiler.options import Options
 from onnxmesh.compiler.predict import Survey, Timing
+from onnxmesh.passes.group_collectives import REASONS
 from onnxmesh.passes.match import Finding
 from onnxmesh.passes.place import Placed
 from onnxmesh.passes.roles import ATTENTION, CONTRACTIONS, weight_ports
@@ -252,10 +253,8 @@ def _collectives(plan: Plan, graph: ir.Graph) -> list[Json]:
     for index, (item, node) in enumerate(zip(program.instructions, predict.executed(graph), strict=True)):
         if not isinstance(item, Collective):
             continue
-        buffer, value = program.buffers[item.ins[0]], node.inputs[0]
-        assert value is not None
-        tensor, _, change = item.reason.rpartition(": ")
-        resharded = "->" in change
+        buffer = program.buffers[item.ins[0]]
+        wanted = list(_wanted(node))
         result.append(
             {
                 "instruction": index,
@@ -265,12 +264,21 @@ def _collectives(plan: Plan, graph: ir.Graph) -> list[Json]:
                 "microseconds": round(predict.collective_time(item, program, plan.mesh), 3),
                 "dtype": buffer.dtype,
                 "shape": list(buffer.shape),
-                "tensor": tensor if resharded else str(value.meta.get("global_name", value.name)),
+                "tensor": ", ".join(tensor for tensor, _ in wanted),
                 "node": item.node,
-                "reason": change if resharded else item.reason,
+                "reason": "; ".join(dict.fromkeys(reason for _, reason in wanted)),
             }
         )
     return result
+
+
+def _wanted(node: ir.Node) -> Iterator[tuple[str, str]]:
+    """What a collective sends, and why."""
+    reason = str(node.meta.get("reason", ""))
+    for value, why in zip(node.inputs, node.meta.get(REASONS, [reason]), strict=True):
+        assert value is not None
+        tensor, _, change = why.rpartition(": ")
+        yield (tensor, change) if "->" in change else (str(value.meta.get("global_name", value.name)), why)
 
 
 def _attention(placed: Placed) -> Iterator[Json]:

@@ -16,12 +16,12 @@ from onnxmesh.runtime.plan import Collective
 from onnxmesh.runtime.segments import segments_of
 
 
-def execute(item: Collective, x: Array, comm: Communicator, xp: Any) -> Array:
-    """The result of `item` for this rank's `x`.
+def execute(item: Collective, x: Array, comm: Communicator, xp: Any, number: int = 0) -> Array:
+    """The result of `item` for this rank's `x`, its input `number`.
 
     Raises the communicator's errors, and ValueError where the attributes do not fit `x`.
     """
-    return _KINDS[item.kind](item.axis, item.attrs, x, comm, xp)
+    return _KINDS[item.kind](item.axis, item.attrs_of(number), x, comm, xp)
 
 
 def all_gather(x: Array, axis: str, placement: Shard, comm: Communicator, xp: Any) -> Array:

@@ -20,7 +20,7 @@ Spec = tuple[tuple[str, Placement], ...]
 """(axis, placement) in the order the axes apply; an axis that is not named is Replicate."""
 
 Attributes = Mapping[str, Any]
-"""JSON values only: bool, int, float, str, and lists of them."""
+"""JSON values only: bool, int, float, str, lists and objects of them."""
 
 Recipe = Mapping[str, Any]
 """How a weight comes from the model, as JSON (see runtime/recipe.py)."""
@@ -90,6 +90,9 @@ class Collective:
     kind: AllReduce(reduce), ReduceScatter(reduce, dim, segments), AllGather(dim, segments),
     AllToAll(split_dim, split_segments, concat_dim, concat_segments), Shift(offset). Segments are
     `[[size, copies], ...]` of the view that is whole on this axis. `reason` says who wanted it.
+
+    Several inputs are sent together, in one launch of a library; each has an output, and attributes of its own where
+    these are a list, `each`.
     """
 
     kind: str
