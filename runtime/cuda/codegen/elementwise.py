@@ -59,7 +59,7 @@ class _Elementwise:
         order = sorted(range(len(self._shape)), key=lambda i: -abs(strides[lead][i]))
         dims = merged(dims_of([self._shape[i] for i in order], [[s[i] for i in order] for s in strides]))
         inner = dims[-1] if dims else Dim(1, (0,) * len(strides))
-        self._width = vector(inner.size, inner.strides, self._operands)
+        self._width = vector(inner.size, inner.strides, self._operands, len(self._results))
         steps = [[e * stride for e in range(self._width)] for stride in inner.strides]
         self._finish(dims[:-1], inner, self._width, steps)
         self._partners: list[tuple[int, int]] = []
@@ -76,7 +76,7 @@ class _Elementwise:
         dims = merged(dims_of(self._shape[:-1], outer))
         inner = Dim(last // 2, tuple(pair for _, pair in places))
         wide = [place if self._interleaved else pair for place, pair in places]
-        width = max(1, vector(last if self._interleaved else last // 2, wide, self._operands, 2))
+        width = max(1, vector(last if self._interleaved else last // 2, wide, self._operands, len(self._results), 2))
         count = max(1, width // 2) if self._interleaved else width
         steps = [
             [v * pair + p * place for v in range(count) for p in (0, 1)]

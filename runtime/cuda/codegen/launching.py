@@ -117,12 +117,14 @@ class _Lines:
 
 @generated("Gather")
 def _gather(job: Job, ins: list[Operand | None], outs: list[Operand]) -> Source:
-    return gather(*_given(ins), outs[0], job.attrs.get("axis", 0))
+    data, indices = _given(ins)
+    return gather(data, indices, outs[0], job.attrs.get("axis", 0))
 
 
 @generated("GatherElements")
 def _gather_elements(job: Job, ins: list[Operand | None], outs: list[Operand]) -> Source:
-    return gather_elements(*_given(ins), outs[0], job.attrs.get("axis", 0))
+    data, indices = _given(ins)
+    return gather_elements(data, indices, outs[0], job.attrs.get("axis", 0))
 
 
 @generated("Trilu")

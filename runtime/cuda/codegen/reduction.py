@@ -49,7 +49,9 @@ _REDUCTIONS = {
 }
 REDUCTIONS = frozenset(_REDUCTIONS)
 """The ops of this family."""
-_LANES, _SPLITS = 32, 8
+_LANES = 32
+_BLOCKS = 256
+"""Where results lie side by side, threads take fewer of them until there are so many blocks."""
 
 
 def reduction(op: str, x: Operand, out: Operand, axes: Sequence[int]) -> Source:
@@ -124,11 +126,14 @@ class _Kernel:
         return body, -(-results // teams), threads * teams
 
     def _columns(self, column: Dim) -> tuple[list[str], int, int]:
-        """A block for 32 vectors of results side by side; 8 warps share what is summed."""
-        width = vector(column.size, column.strides[:1], (self._x,))
-        vectors, rest = column.size // width, [d for d in self._kept if d is not column]
+        """A block for 32 vectors of results side by side; 8 or 32 warps share what is summed."""
+        rest = [d for d in self._kept if d is not column]
+        others, splits = math.prod(d.size for d in rest), 8 if self._count < 256 else 32
+        width = min(8, vector(column.size, column.strides[:1], (self._x,)))
+        while width > 1 and column.size * others < _BLOCKS * _LANES * width:
+            width //= 2
+        vectors = column.size // width
         across, index = -(-vectors // _LANES), index_type([*self._kept, *self._summed])
-        others = math.prod(d.size for d in rest)
         step = column.strides[0] * width
         base = f"base + ({index})lane * {step} + {offset(self._summed, 0, 'p', index)}"
         pieces = Dim(vectors, tuple(s * width for s in column.strides))
@@ -147,21 +152,21 @@ class _Kernel:
             f"{kind} total[{width}];",
             loop(width, f"total[e] = {self._start()};"),
             f"if (lane < {vectors}u)",
-            f"for (unsigned piece = y; piece < {self._count}u; piece += {_SPLITS}u) {{",
+            f"for (unsigned piece = y; piece < {self._count}u; piece += {splits}u) {{",
             *coordinates(self._summed, "piece", "p"),
             *access.load("v"),
             loop(width, f"total[e] = {self._joined('total[e]', 'v[e]' if access.width > 1 else 'v[0]')};"),
             "}",
-            f"__shared__ {kind} parts[{_SPLITS}][{width}][{_LANES}];",
+            f"__shared__ {kind} parts[{splits}][{width}][{_LANES}];",
             loop(width, "parts[y][e][x] = total[e];"),
             "__syncthreads();",
             f"if (y || lane >= {vectors}u) return;",
-            f"for (int k = 1; k < {_SPLITS}; ++k)",
+            f"for (int k = 1; k < {splits}; ++k)",
             loop(width, f"total[e] = {self._how.join}()(total[e], parts[k][e][x]);"),
             loop(width, f"total[e] = {self._result('total[e]')};"),
             *writing.store("total", width),
         ]
-        return body, across * others, _LANES * _SPLITS
+        return body, across * others, _LANES * splits
 
     def _start(self) -> str:
         start = self._how.start

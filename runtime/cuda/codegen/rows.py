@@ -118,7 +118,7 @@ class _Rows:
             if len(row) > 1:
                 raise Unsuited("a row that is not one dim")
             inner = row[0] if row else Dim(1, (0,) * len(strides))
-            width = count = vector(inner.size, inner.strides, self._operands)
+            width = count = vector(inner.size, inner.strides, self._operands, len(self._results))
             self._steps = [[e * s for e in range(count)] for s in inner.strides]
             self._partners: list[tuple[int, int]] = []
         else:
@@ -129,7 +129,7 @@ class _Rows:
             places = [twofold(x, last, interleaved, self._shape) for x in self._operands]
             inner = Dim(last // 2, tuple(pair for _, pair in places))
             wide = [place if interleaved else pair for place, pair in places]
-            together = max(1, vector(last if interleaved else last // 2, wide, self._operands, 2))
+            together = max(1, vector(last if interleaved else last // 2, wide, self._operands, len(self._results), 2))
             count = max(1, together // 2) if interleaved else together
             self._steps = [
                 [v * b + p * a for v in range(count) for p in (0, 1)]

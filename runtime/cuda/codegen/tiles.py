@@ -142,13 +142,22 @@ def alignment(operand: Operand, dims: Sequence[Dim], number: int, scale: int = 1
     return math.gcd(MOST, operand.alignment, *steps)
 
 
-def vector(size: int, inner: Sequence[int], operands: Sequence[Operand], least: int = 1) -> int:
-    """How many elements of a dim of `size` one thread takes: 16 bytes of the widest operand contiguous in it."""
-    widths = [operand.itemsize for operand, stride in zip(operands, inner) if abs(stride) == 1]
-    if not widths:
-        return 1
-    narrowest = 4 if min(widths) < 4 else 1
-    return power_of_two(size, max(MOST // max(widths), narrowest, least))
+def vector(size: int, inner: Sequence[int], operands: Sequence[Operand], outputs: int = 1, least: int = 1) -> int:
+    """How many elements of a dim of `size` one thread takes.
+
+    What it writes is 16 bytes where that is contiguous; of wider inputs it reads up to 32, which the cache makes good.
+
+    Args:
+        inner: the operands' strides in the dim.
+        outputs: how many of the operands, the last ones, are written.
+        least: more where that is wanted in any case.
+    """
+    contiguous = [(x.itemsize, n >= len(operands) - outputs) for n, x in enumerate(operands) if abs(inner[n]) == 1]
+    if not contiguous:
+        return power_of_two(size, least)
+    written = max((width for width, writes in contiguous if writes), default=max(width for width, _ in contiguous))
+    widest = max(width for width, _ in contiguous)
+    return power_of_two(size, max(least, min(MOST // written, 2 * MOST // widest)))
 
 
 def check_count(total: int) -> None:
