@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
 from onnxmesh.runtime.plan import Plan
 from onnxmesh.runtime.serialize import stored_shards
 
@@ -58,7 +60,7 @@ def plain_read(folder: str | Path, plan: Plan, coordinates: Sequence[Mapping[str
 
 
 def _read(folder: str | Path, plan: Plan, coordinate: Mapping[str, int]) -> int:
-    buffer, total = memoryview(bytearray(_CHUNK)), 0
+    buffer, total = np.empty(_CHUNK, np.uint8).data, 0
     with stored_shards(folder, plan, coordinate) as shards:
         for shard in shards:
             for start in range(0, shard.nbytes, _CHUNK):

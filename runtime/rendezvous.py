@@ -139,7 +139,8 @@ class StoreServer:
                     self._count(1)
                 elif request["op"] == "bye" and rank is not None:
                     self._count(-1)
-                    self._seen.pop(rank, None)
+                    with self._changed:
+                        self._seen.pop(rank, None)
                     rank = None
                 frames.send(connection, self._answer(request))
         if rank is not None:
@@ -155,7 +156,8 @@ class StoreServer:
             self.fail(int(request["rank"]), str(request["error"]))
             return {"silent": self.silent()}
         elif request["op"] == "watch":
-            self._seen[int(request["rank"])] = time.monotonic()
+            with self._changed:
+                self._seen[int(request["rank"])] = time.monotonic()
             return self._get("", _BEAT)
         elif request["op"] == "get":
             return self._get(str(request["key"]), float(request["timeout"]))

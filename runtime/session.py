@@ -354,8 +354,8 @@ class Session:
         except Exception as error:
             device.loaded(error)
             raise
-        device.loaded(None)
         seconds = time.perf_counter() - start
+        device.loaded(None)
         self.load_report = LoadReport.of_ranks((sum(x.nbytes for x in some), seconds) for some in shards)
         self._engines = {
             rank: device.engine(self._program, some, self._reach(rank), hooks(rank) if hooks else None)

@@ -212,5 +212,5 @@ class CudaDevice(Device):
         return nullcontext() if self._groups is None else self._groups.attend()
 
     def _is_done(self, event: Any) -> bool:
-        with self._device:
+        with self._cupy.cuda.Device(self._device.id):  # the watchdog's thread has a current device of its own
             return bool(event.done)
