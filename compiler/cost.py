@@ -7,6 +7,7 @@ instruction takes on one rank: it knows about tiles and waves, and is what repor
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from math import prod
 from onnxmesh.compiler.ir import rule
 from onnxmesh.compiler.ir.rule import OpView, Shape, Strategy, itemsize
 from onnxmesh.runtime import profile
+from onnxmesh.runtime.cuda.gemm_epilogue import splits
 from onnxmesh.runtime.placement import Partial, Placement, Replicate, Shard, local_shape
 from onnxmesh.runtime.profile import Attention, Curve, DeviceProfile, Gemm
 
@@ -208,7 +210,7 @@ def execution(view: OpView, device: DeviceProfile | None = None) -> float:
         return 0.0
     size, dtype = traffic(view), view.out_dtypes[0]
     if view.op in ("MatMul", "FusedMatMul"):
-        return device.product(dtype)(*_product(view), size, device.processors)
+        return device.product(dtype)(*_product(view), size, device.processors) + _rest(view, device)
     if view.op in ("Attention", "AttentionBlock"):
         return _attention(view, size, device)
     work = flops(view)
@@ -223,6 +225,17 @@ def _product(view: OpView) -> tuple[int, int, int, int]:
     rows = prod(out) // n if n else 0
     m = rows if prod(b[:-2]) == 1 else a[-2] if len(a) > 1 else 1
     return rows // m if m else 0, m, n, a[-1]
+
+
+def _rest(view: OpView, device: DeviceProfile) -> float:
+    """What a FusedMatMul does after the product's own epilogue: one more kernel, in place."""
+    if view.op == "MatMul":
+        return 0.0
+    product = (*view.outs[0][:-1], view.ins[1][-1]) if view.ins[1] else view.outs[0]
+    if splits(json.loads(view.attr("expr")), view.ins, product)[0].rest is None:
+        return 0.0
+    more = [nbytes(shape, dtype) for shape, dtype in zip(view.ins[2:], view.in_dtypes[2:]) if shape is not None]
+    return device.memory(2 * nbytes(view.outs[0], view.out_dtypes[0]) + sum(more))
 
 
 def _attention(view: OpView, size: int, device: DeviceProfile) -> float:

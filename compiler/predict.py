@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxmesh.compiler import cost
 from onnxmesh.compiler.ir.view import dtype_of, shape_of, view_of
 from onnxmesh.compiler.layout import renames
+from onnxmesh.runtime.exchange import staging_bytes
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.plan import Buffer, Collective, Instruction, Launch, Program
 from onnxmesh.runtime.profile import DeviceProfile
@@ -140,9 +141,11 @@ def bytes_sent(item: Collective, program: Program, mesh: Mesh) -> int:
 
 
 def collective_time(item: Collective, program: Program, mesh: Mesh, device: DeviceProfile | None = None) -> float:
-    """Predicted microseconds of one collective."""
-    link = (device or cost.current()).link(item.kind, mesh.axis_size(item.axis))
-    return link(bytes_sent(item, program, mesh))
+    """Predicted microseconds of one collective, and of packing and unpacking what does not lie in one piece."""
+    device, ranks = device or cost.current(), mesh.axis_size(item.axis)
+    staged = staging_bytes(item, program.buffers, ranks)
+    copies = device.memory(2 * staged) if staged else 0.0
+    return device.link(item.kind, ranks)(bytes_sent(item, program, mesh)) + copies
 
 
 def _nbytes(buffer: Buffer) -> int:
