@@ -134,6 +134,8 @@ class Product:
         get, put, names = lt.get_matmul_desc_attribute_dtype, lt.matmul_desc_set_attribute, lt.MatmulDescAttribute
         _set(put, get, self._operation, names.TRANSA, int(problem.b.transposed))
         _set(put, get, self._operation, names.TRANSB, int(problem.a.transposed))
+        if problem.multiprocessors:
+            _set(put, get, self._operation, names.SM_COUNT_TARGET, problem.multiprocessors)
         name = _EPILOGUES[epilogue.activation]
         if epilogue.bias:
             name = "BIAS" if name == "DEFAULT" else f"{name}_BIAS"

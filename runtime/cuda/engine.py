@@ -20,6 +20,7 @@ from onnxmesh.runtime.cuda import collectives
 from onnxmesh.runtime.cuda.device import import_cupy
 from onnxmesh.runtime.cuda.launchers import Job, Workspace, prepare
 from onnxmesh.runtime.cuda.progress import Progress, where
+from onnxmesh.runtime.cuda.sharing import multiprocessors
 from onnxmesh.runtime.cuda.streams import Streams, Task
 from onnxmesh.runtime.dtypes import dtype, is_float8
 from onnxmesh.runtime.engine import Engine, Hook, InstructionTime
@@ -131,6 +132,8 @@ class CudaEngine(Engine):
         with self._device.scope():
             self._pieces, self._runs, self.generic = [], 0, []
             self._arrays = [self._bind(number) for number in range(len(self.program.buffers))]
+            count = import_cupy().cuda.Device().attributes["MultiProcessorCount"]
+            self._shares = multiprocessors(self.program, int(count))
             self._tasks = [self._task(index, item) for index, item in enumerate(self.program.instructions)]
             self._streams.order(self._tasks)
             _ = self._workspace.ptr
@@ -143,7 +146,7 @@ class CudaEngine(Engine):
         launch = None
         with self._named(index, item):
             if isinstance(item, Launch):
-                launch = prepare(self._job(item, ins, outs))
+                launch = prepare(self._job(index, item, ins, outs))
             elif isinstance(self.communicator, NcclCommunicator):
                 launch = collectives.prepare(item, ins, outs, self.communicator, self._staged(item.stream))
             if launch is not None:
@@ -157,10 +160,11 @@ class CudaEngine(Engine):
 
         return Task(index, item, run, obstacle=_obstacle(item))
 
-    def _job(self, item: Launch, ins: Sequence[Array | None], outs: Sequence[Array]) -> Job:
+    def _job(self, index: int, item: Launch, ins: Sequence[Array | None], outs: Sequence[Array]) -> Job:
         constant = tuple(i >= 0 and self._root_kind(i) == "weight" for i in item.ins)
         return Job(
-            item.kernel, item.attrs, tuple(ins), tuple(outs), constant, self._coordinate, self._workspace, item.node
+            *(item.kernel, item.attrs, tuple(ins), tuple(outs), constant, self._coordinate, self._workspace, item.node),
+            multiprocessors=self._shares.get(index, 0),
         )
 
     def _root_kind(self, number: int) -> str:

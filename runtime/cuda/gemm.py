@@ -77,7 +77,10 @@ def launch_contraction(
     addresses = [x.data.ptr for x in arrays]
     bias = split.bias is not None
     work = contraction(out.dtype.name, nest, addresses, split.activation, bias=bias)
-    return None if work is None else _launch(work, job.workspace)
+    if work is None:
+        return None
+    problem = replace(work.problem, multiprocessors=job.multiprocessors)
+    return _launch(replace(work, problem=problem), job.workspace)
 
 
 def _launch_split(job: Job, split: Split) -> Launch | None:

@@ -58,7 +58,11 @@ class Epilogue:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """out[i] = epilogue(a[i] b[i]) for a [m, k], b [k, n], out [m, n], i < batch; `out` is never transposed."""
+    """out[i] = epilogue(a[i] b[i]) for a [m, k], b [k, n], out [m, n], i < batch; `out` is never transposed.
+
+    Attributes:
+        multiprocessors: how many it is to fill; 0: all.
+    """
 
     dtype: str
     m: int
@@ -69,6 +73,7 @@ class Problem:
     b: Operand
     out: Operand
     epilogue: Epilogue = Epilogue()
+    multiprocessors: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ class Job:
         outs: arrays in memory that stays, to be written; of any strides.
         constant: for every input whether it is a weight: its values are there already and never change.
         node: the ONNX node that it comes from.
+        multiprocessors: how many it should fill, where something runs beside it; 0: all.
     """
 
     kernel: str
@@ -62,6 +63,7 @@ class Job:
     coordinate: Mapping[str, int]
     workspace: Workspace
     node: str = ""
+    multiprocessors: int = 0
 
 
 Launcher = Callable[[Job], Launch | None]
