@@ -27,7 +27,7 @@ from onnxmesh.runtime.cuda.device import import_cupy, import_nccl
 from onnxmesh.runtime.dtypes import is_narrow
 from onnxmesh.runtime.errors import RunError
 from onnxmesh.runtime.mesh import Mesh
-from onnxmesh.runtime.rendezvous import World
+from onnxmesh.runtime.rendezvous import World, no_sign
 
 _TYPES = {
     **{"float64": "FLOAT64", "float32": "FLOAT32", "float16": "FLOAT16", "bfloat16": "BFLOAT16"},
@@ -67,7 +67,7 @@ class NcclGroups:
         if world.size > 1:
             threading.Thread(target=self._watch, name="onnxmesh-watchdog", daemon=True).start()
         if world.store is not None:
-            world.store.watch(self.abort)
+            world.store.watch(self._hear)
 
     def of(self, group: tuple[int, ...]) -> Any:
         """The communicator of `group`; all its ranks ask for it together.
@@ -141,9 +141,10 @@ class NcclGroups:
         self._communicators.clear()
 
     def _connect(self, group: tuple[int, ...]) -> Any:
-        nccl, store = import_nccl(), self.world.store
+        store = self.world.store
         if self._given or store is None:
             raise RunError(f"there is no communicator for ranks {group} among those made from the given one")
+        nccl = import_nccl()
         key, position = f"nccl/{','.join(map(str, group))}", group.index(self.world.rank)
         if position == 0:
             store.set(key, nccl.get_unique_id().hex())
@@ -153,6 +154,10 @@ class NcclGroups:
                 return nccl.NcclCommunicator(len(group), identity, position)
         except nccl.NcclError as error:
             raise RunError(f"NCCL cannot connect ranks {group}: {error}") from error
+
+    def _hear(self, failure: PeerFailed) -> None:
+        if failure.rank != self.world.rank:  # its own it knows better
+            self.abort(failure)
 
     def _watch(self) -> None:
         while not self._closed.wait(0.2) and self.failure is None:
@@ -177,9 +182,9 @@ class NcclGroups:
     def _give_up(self, seconds: float) -> None:
         text = f"rank {self.world.rank} waited {seconds:g} s {self.where()}"
         error = RunError(text, hint="another rank hangs or has left the program; if it is only slow, raise the timeout")
-        silent = self.world.store.fail(error) if self.world.store is not None else []
+        silent = self.world.store.fail(error, waited=True) if self.world.store is not None else []
         if silent:
-            error.args = (f"{text}; no sign of life from rank {', '.join(map(str, silent))}",)
+            error.args = (f"{text}; {no_sign(silent)}",)
         self.abort(error)
 
     def _end_process(self, failure: Exception) -> None:

@@ -12,7 +12,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
@@ -86,6 +86,11 @@ def _port(environ: Mapping[str, str]) -> int:
     return port + _AGENT_STORE_OFFSET if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else port
 
 
+def no_sign(ranks: Sequence[int]) -> str:
+    """That these ranks are silent, in words."""
+    return f"no sign of life from rank {', '.join(map(str, ranks))}"
+
+
 class StoreServer:
     """Holds the keys. Runs in threads of rank 0, or of the process that started the ranks."""
 
@@ -153,8 +158,10 @@ class StoreServer:
                 self._values[str(request["key"])] = str(request["value"])
                 self._changed.notify_all()
         elif request["op"] == "fail":
-            self.fail(int(request["rank"]), str(request["error"]))
-            return {"silent": self.silent()}
+            silent = self.silent() if request["waited"] else []
+            text = f"{request['error']}; {no_sign(silent)}" if silent else str(request["error"])
+            self.fail(int(request["rank"]), text)
+            return {"silent": silent}
         elif request["op"] == "watch":
             with self._changed:
                 self._seen[int(request["rank"])] = time.monotonic()
@@ -214,8 +221,8 @@ class Store:
             hint="have all ranks been started? if one is only slow, raise the timeout",
         )
 
-    def fail(self, error: BaseException) -> list[int]:
-        """Tell the other ranks that this one has failed; the ranks that have given no sign of life lately.
+    def fail(self, error: BaseException, *, waited: bool = False) -> list[int]:
+        """Tell the other ranks that this one has failed; if it `waited`, which ranks gave no sign of life lately.
 
         This goes over a connection of its own, since another may be waiting. A store that does not answer is rank 0's
         fault, as far as anyone can tell.
@@ -223,11 +230,11 @@ class Store:
         text = " ".join(f"{type(error).__name__}: {error.args[0] if error.args else error}".split())
         with suppress(OSError, RunError), _connect(*self._address, 1.0) as connection:
             connection.settimeout(_ANSWER)
-            frames.send(connection, {"op": "fail", "rank": self.rank, "error": text})
+            frames.send(connection, {"op": "fail", "rank": self.rank, "error": text, "waited": waited})
             frame = frames.receive(connection)
             if frame is not None:
                 return [int(rank) for rank in frame[0].get("silent", ())]
-        return [0]
+        return [0] if waited else []
 
     def watch(self, callback: Callable[[PeerFailed], None]) -> None:
         """Call `callback` from another thread when a rank fails or the store is gone."""

@@ -140,8 +140,8 @@ def test_a_rank_that_gives_no_sign_of_life_is_named(monkeypatch: pytest.MonkeyPa
     stores = [world.store for world in ranks if world.store is not None]
     stores[1]._ask({"op": "watch", "rank": 1})  # and never again: it takes a second, too
     stores[2].watch(told.put)
-    assert stores[0].fail(ValueError("waited")) == [1]
-    assert told.get(timeout=5).error == "ValueError: waited"
+    assert stores[0].fail(ValueError("long"), waited=True) == [1]
+    assert told.get(timeout=5).error == "ValueError: long; no sign of life from rank 1"
 
 
 def test_a_store_that_does_not_answer_is_rank_0_s_silence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_a_store_that_does_not_answer_is_rank_0_s_silence(monkeypatch: pytest.Mo
     server = StoreServer()
     store = Store("127.0.0.1", server.port, 1, 5)
     monkeypatch.setattr(server, "_answer", lambda request: time.sleep(1))
-    assert store.fail(ValueError("waited")) == [0]
+    assert store.fail(ValueError("long"), waited=True) == [0]
     with pytest.raises(PeerFailed, match="rank 0 failed: its store"):
         store.set("k", "v")
 
