@@ -9,7 +9,7 @@ import ctypes
 from functools import cache
 from typing import Any
 
-_NVLINK = 3
+_NVLINK = 2
 """NVML_P2P_CAPS_INDEX_NVLINK"""
 _LINKS = 18
 """NVML_NVLINK_MAX_LINKS"""
