@@ -67,6 +67,7 @@ class Kept:
 
     Attributes:
         gathers: what only it reads stays float32 too.
+        deep: so does what others read as well, back to integers, constants and inputs, if no activation comes in.
         choice: small linear layers among that as well.
         huge: its result may lie beyond the range of half precision, as the least finite number of a mask does.
         root: the node whose reason it is, in words; empty for its own.
@@ -74,6 +75,7 @@ class Kept:
 
     reason: str
     gathers: bool = True
+    deep: bool = False
     choice: bool = False
     huge: bool = False
     root: str = ""
@@ -127,7 +129,7 @@ def _reason(node: ir.Node, half: ir.DataType) -> Kept | None:
         return _cast(node)
     narrow = half == ir.DataType.FLOAT16  # in range, too
     if op in _ANGLES:
-        return Kept("an angle may be large")
+        return Kept("an angle may be large", deep=True)
     if op in _RUNNING:
         return Kept("a running sum or product, or a logarithm of one")
     if op in _SUMS and _count(node) > LONG:
@@ -141,7 +143,7 @@ def _reason(node: ir.Node, half: ir.DataType) -> Kept | None:
     if op not in _HALF:
         return Kept("it has no half precision", gathers=False)
     if op in ELEMENTWISE - _SELECT and any(_is_beyond(value, half) for value in node.inputs):
-        return Kept("a constant beyond the range of half precision", gathers=False, huge=True)
+        return Kept("a constant beyond the range of half precision", huge=True)
     return None
 
 
@@ -153,7 +155,7 @@ def _cast(node: ir.Node) -> Kept | None:
         return None if exact else Kept(f"made of {source.name.lower()}, which half precision does not hold")
     if target == ir.DataType.BOOL:
         return None
-    return Kept(f"{target.name.lower()} is made of it")
+    return Kept(f"{target.name.lower()} is made of it", deep=True)
 
 
 def _count(node: ir.Node) -> int:
@@ -190,17 +192,21 @@ def _add_ancestors(graph: ir.Graph, found: dict[ir.Node, Kept]) -> None:
         if node in found or not any(is_wide(value) for value in node.outputs):
             continue
         wanting = [_wanting(*use, found) for value in node.outputs for use in value.uses()]
-        wanted = next((why for why in wanting if why is not None), None)
-        if wanted is None or not (node in plain or (None not in wanting and _is_inner(node))):
+        wanted = max((why for why in wanting if why is not None), key=lambda why: why.deep, default=None)
+        if wanted is None:
             continue
-        if node.op_type in _CHAINS or node in plain or (wanted.choice and _is_small_linear(node)):
+        alone = None not in wanting and _is_inner(node)
+        joins = node.op_type in _CHAINS or (wanted.choice and _is_small_linear(node))
+        if (alone and joins) or (wanted.deep and node in plain):
             found[node] = wanted
 
 
 def _wanting(node: ir.Node, index: int, found: dict[ir.Node, Kept]) -> Kept | None:
     """Why a node wants an input of it to stay float32."""
     if node.op_type in ATTENTION and index == MASK:
-        return Kept("adds up to numbers beyond the range of half precision", huge=True, root=f"mask of {label(node)}")
+        return Kept(
+            "adds up to numbers beyond the range of half precision", deep=True, huge=True, root=f"mask of {label(node)}"
+        )
     why = found.get(node)
     if why is None or not why.gathers:
         return None
