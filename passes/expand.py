@@ -8,10 +8,12 @@ from itertools import accumulate
 import numpy as np
 import onnx_ir as ir
 
+from onnxmesh.compiler.ir import recipe as recipes
 from onnxmesh.compiler.ir.rule import OpView, Strategy
 from onnxmesh.compiler.ir.view import dtype_of, ir_dtype, numpy_dtype, shape_of
 from onnxmesh.passes.local import Local
-from onnxmesh.runtime.placement import Segments, Shard, ranges
+from onnxmesh.passes.normalise_constants import recipe_of
+from onnxmesh.runtime.placement import Replicate, Segments, Shard, ranges
 
 Values = Sequence[ir.Value | None]
 Types = Sequence[tuple[str, Sequence[int]]]
@@ -209,17 +211,69 @@ def _columns(segments: Segments, ranks: int, step: int, kept: Sequence[int]) -> 
 
 
 def _take(local: Local, value: ir.Value | None, columns: list[list[int]], axis: int) -> ir.Value | None:
-    """The columns of `value` that belong to the keys at hand: an index that differs from rank to rank."""
+    """The columns of `value` that belong to the keys at hand: of a constant a constant, else a Gather.
+
+    Positions that are constants on every step tell a backend while it loads which blocks are hidden, whole or causal.
+    """
     if value is None or shape_of(value)[axis] == 1:
         return value
     key = (value, tuple(map(tuple, columns)), axis)
     if key not in local.memo:
-        flat = np.array(columns, np.int64).reshape(-1)
-        index = local.constant(flat, Shard.plain(0, flat.size))
-        shape = list(shape_of(value))
-        shape[axis] = len(columns[0])
-        local.memo[key] = local.one("Gather", [value, index], dtype_of(value), shape, domain="", axis=axis)
+        if _may_be_cut(local, value, axis):
+            local.memo[key] = _rolled(local, value, columns, axis)
+        else:
+            local.memo[key] = _gathered(local, value, columns, axis)
     return local.memo[key]
+
+
+def _may_be_cut(local: Local, value: ir.Value, axis: int) -> bool:
+    """Whether it is a constant that is whole on this mesh axis, and along this dim on the others too."""
+    if not any(value is constant for constant in local.initializers):
+        return False
+    spec = value.meta.get("spec", ())
+    return all(
+        isinstance(placement, Replicate)
+        or (isinstance(placement, Shard) and placement.dim != axis and mesh_axis != local.axis)
+        for mesh_axis, placement in spec
+    )
+
+
+def _rolled(local: Local, value: ir.Value, columns: list[list[int]], axis: int) -> ir.Value:
+    """A constant of the columns of all ranks, one after the other, of which every rank has its own."""
+    pieces = [
+        recipes.slice_(recipe_of(value), axis, start, stop)
+        for start, stop in _runs([c for own in columns for c in own])
+    ]
+    recipe = pieces[0] if len(pieces) == 1 else recipes.concat(pieces, axis)
+    shape, whole = list(shape_of(value)), list(value.meta.get("global_shape", shape_of(value)))
+    shape[axis], whole[axis] = len(columns[0]), sum(map(len, columns))
+    cut = (local.axis, Shard.plain(axis, whole[axis]))
+    result = ir.Value(name=f"{local.axis}_rolled_{len(local.memo)}", shape=ir.Shape(shape), type=value.type)
+    result.meta["recipe"], result.meta["global_shape"] = recipe, tuple(whole)
+    earlier = [entry for entry in value.meta.get("spec", ()) if entry[0] != local.axis]
+    result.meta["spec"] = (*earlier, cut)
+    local.initializers.append(result)
+    return result
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """The numbers as ranges [start, stop) of neighbours."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number:
+            runs[-1] = (runs[-1][0], number + 1)
+        else:
+            runs.append((number, number + 1))
+    return runs
+
+
+def _gathered(local: Local, value: ir.Value, columns: list[list[int]], axis: int) -> ir.Value:
+    """The columns by an index that differs from rank to rank."""
+    flat = np.array(columns, np.int64).reshape(-1)
+    index = local.constant(flat, Shard.plain(0, flat.size))
+    shape = list(shape_of(value))
+    shape[axis] = len(columns[0])
+    return local.one("Gather", [value, index], dtype_of(value), shape, domain="", axis=axis)
 
 
 def _parts(local: Local, value: ir.Value, segments: Segments, kept: Sequence[int]) -> ir.Value:
