@@ -55,11 +55,14 @@ def configurations(work: Work, ranks: int) -> list[str]:
     return ["compiled blocks"] if ranks == 1 else ["Ulysses", "Ring"]
 
 
-def step(work: Work, name: str, ranks: int, device: torch.device, sizes: Sizes) -> Step:
-    """A function that runs the model once on this rank; compiled when it is first called."""
-    if work.model == "llama":
-        return _llama(work, name, ranks, device, sizes)
-    return _flux(work, name, ranks, device, sizes)
+def step(work: Work, name: str, ranks: int, device: torch.device, sizes: Sizes, *, whole: bool = True) -> Step:
+    """A function that runs the model once on this rank; compiled when it is first called.
+
+    Args:
+        whole: compile without breaks in the graph, or fail.
+    """
+    make = _llama if work.model == "llama" else _flux
+    return make(work, name, ranks, device, sizes, whole)
 
 
 def _randomise(model: torch.nn.Module) -> None:
@@ -71,7 +74,7 @@ def _randomise(model: torch.nn.Module) -> None:
 # --- diffusers ----------------------------------------------------------------------------------------------
 
 
-def _flux(work: Work, name: str, ranks: int, device: torch.device, sizes: Sizes) -> Step:
+def _flux(work: Work, name: str, ranks: int, device: torch.device, sizes: Sizes, whole: bool) -> Step:
     from diffusers import ContextParallelConfig, FluxTransformer2DModel
 
     with torch.device("meta"):
@@ -82,7 +85,7 @@ def _flux(work: Work, name: str, ranks: int, device: torch.device, sizes: Sizes)
     if ranks > 1:
         degree = "ring_degree" if name == "Ring" else "ulysses_degree"
         model.enable_parallelism(config=ContextParallelConfig(**{degree: ranks}))
-    model.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    model.compile_repeated_blocks(fullgraph=whole, dynamic=False)
     inputs = flux_inputs(work, device, sizes)
 
     @torch.no_grad()
@@ -116,7 +119,7 @@ def flux_inputs(work: Work, device: torch.device, sizes: Sizes) -> dict[str, tor
 # --- transformers -------------------------------------------------------------------------------------------
 
 
-def _llama(work: Work, name: str, ranks: int, device: torch.device, sizes: Sizes) -> Step:
+def _llama(work: Work, name: str, ranks: int, device: torch.device, sizes: Sizes, whole: bool) -> Step:
     from llama import last_logits
 
     model: torch.nn.Module = last_logits(sizes.llama, device)
@@ -124,7 +127,7 @@ def _llama(work: Work, name: str, ranks: int, device: torch.device, sizes: Sizes
         _share(model, name, ranks, device)
     _randomise(model)
     graphs = "graphs" in name and device.type == "cuda"
-    compiled = torch.compile(model, dynamic=False, fullgraph=True, mode="reduce-overhead" if graphs else None)
+    compiled = torch.compile(model, dynamic=False, fullgraph=whole, mode="reduce-overhead" if graphs else None)
     tokens = work.tokens if work.tokens == 1 else work.tokens // sizes.shrink
     ids = torch.randint(0, sizes.llama["vocab_size"], (1, tokens), generator=torch.Generator().manual_seed(0))
     ids = ids.to(device)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from peer_models import Sizes, Step, step
+from processes import append
 from shapes import BY_NAME
 
 RANK, RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -35,9 +37,7 @@ def main() -> None:
         name, _, configuration = job.partition(":")
         found = _measured(name, configuration, device, given)
         if RANK == 0:
-            with open(given.out, "a") as file:
-                file.write(json.dumps(found) + "\n")
-            print(json.dumps(found), flush=True)
+            append(Path(given.out), found)
     sys.stdout.flush()
     os._exit(0)  # communicators of torch may wait for each other at a regular end
 
@@ -58,18 +58,22 @@ def _join(tiny: bool) -> torch.device:
 
 def _measured(name: str, configuration: str, device: torch.device, given: argparse.Namespace) -> dict[str, Any]:
     """The line of one configuration; `error` in it if it failed on any rank."""
-    start, own, error = time.perf_counter(), {}, ""
-    try:
-        run = step(BY_NAME[name], configuration, RANKS, device, Sizes.tiny() if given.tiny else Sizes.real())
-        own = _times(run, device, given.runs)
-        del run
-    except Exception as failure:
-        error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:400]}"
-    torch._dynamo.reset()
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    start, own, error, whole = time.perf_counter(), {}, "", True
+    for whole in (True, False):
+        try:
+            sizes = Sizes.tiny() if given.tiny else Sizes.real()
+            run = step(BY_NAME[name], configuration, RANKS, device, sizes, whole=whole)
+            own, error = _times(run, device, given.runs), ""
+            del run
+        except Exception as failure:
+            error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:400]}"
+        torch._dynamo.reset()
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        if not error.startswith("Unsupported"):  # dynamo's: what it cannot trace, it can go around
+            break
     ranks = _gathered((own, error))
     errors = [f"rank {rank}: {failure}" for rank, (_, failure) in enumerate(ranks) if failure]
     line: dict[str, Any] = {"work": name, "ranks": RANKS, "configuration": configuration}
@@ -83,6 +87,7 @@ def _measured(name: str, configuration: str, device: torch.device, given: argpar
         "latency_ms": _median(latencies),
         "back_to_back_ms": max(times["back_to_back_ms"] for times in everyone),
         "memory_bytes": max(times["memory_bytes"] for times in everyone),
+        "whole_graph": whole,
         "device": everyone[0]["device"],
         "torch": torch.__version__,
     }
@@ -126,7 +131,7 @@ def _intervals(run: Step, device: torch.device, runs: int) -> Iterator[float]:
         run()
         event.record()
     torch.cuda.synchronize()
-    for before, after in zip(events, events[1:]):
+    for before, after in pairwise(events):
         yield before.elapsed_time(after)
 
 

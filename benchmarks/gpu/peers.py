@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import gettempdir
 
+from processes import Clock, append, end, lines, start
 from shapes import BY_NAME, selected
 
 HERE = Path(__file__).parent
 LIBRARY = {"flux": "diffusers", "llama": "transformers"}
+START = 40.0
+"""Seconds that ranks may take until their first configuration."""
 
 
 def main() -> None:
@@ -36,12 +37,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--tiny", action="store_true", help="tiny models on CPUs, to try the program")
     given = parser.parse_args()
-    deadline = time.monotonic() + given.budget
+    clock = Clock(given.budget)
     found = given.ranks or [1, 4, 2, 8]
     for ranks in [n for n in found if n <= (n if given.tiny else _gpus())]:
         jobs = _jobs(given, ranks)
-        while jobs and time.monotonic() < deadline:
-            jobs = _run(jobs, ranks, given, deadline)
+        while jobs and clock.left:
+            jobs = _run(jobs, ranks, given, clock)
         for job in jobs:
             _write(given.out, job, ranks, "not run: the time was used up")
 
@@ -75,24 +76,25 @@ def _first_of_its_work(job: str, ranks: int) -> bool:
     return name not in (configurations(BY_NAME[work], ranks)[:1] + ["Ring"])
 
 
-def _run(jobs: list[str], ranks: int, given: argparse.Namespace, deadline: float) -> list[str]:
+def _run(jobs: list[str], ranks: int, given: argparse.Namespace, clock: Clock) -> list[str]:
     """Time jobs in one set of processes; the jobs that are left, fewer than before."""
-    lines = _lines(given.out)
-    processes = _start(jobs, ranks, given)
-    done, since = 0, time.monotonic()
-    error = ""
+    before = _known(given.out)
+    processes = [
+        start(_command(jobs, given), _environment(ranks, rank, port)) for port in [_port()] for rank in range(ranks)
+    ]
+    done, since, error = 0, time.monotonic(), ""
     while not error and any(process.poll() is None for process in processes):
         time.sleep(0.5)
-        now, known = time.monotonic(), _lines(given.out) - lines
+        known = _known(given.out) - before
         if known > done:
-            done, since = known, now
-        if now - since > given.limit + 40.0 * (done == 0):
+            done, since = known, time.monotonic()
+        if time.monotonic() - since > given.limit + (START if done == 0 else 0.0):
             error = f"took more than {given.limit:.0f} s"
-        elif now > deadline:
+        elif not clock.left:
             error = "not run: the time was used up"
     for process in processes:
-        _end(process)
-    done = _lines(given.out) - lines
+        end(process)
+    done = _known(given.out) - before
     if done < len(jobs):
         codes = sorted({process.returncode for process in processes})
         _write(given.out, jobs[done], ranks, error or f"its processes ended with {codes}")
@@ -100,35 +102,23 @@ def _run(jobs: list[str], ranks: int, given: argparse.Namespace, deadline: float
     return jobs[done:]
 
 
-def _start(jobs: list[str], ranks: int, given: argparse.Namespace) -> list[subprocess.Popen[bytes]]:
-    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "/tmp/onnxmesh-peers-inductor")
-    threads = max(1, (os.cpu_count() or 1) // ranks)
-    common = {
+def _command(jobs: list[str], given: argparse.Namespace) -> list[str]:
+    command = [sys.executable, str(HERE / "peer_rank.py"), str(given.out), *jobs, "--runs", str(given.runs)]
+    return command + ["--tiny"] * given.tiny
+
+
+def _environment(ranks: int, rank: int, port: int) -> dict[str, str]:
+    threads = str(min(8, max(1, (os.cpu_count() or 1) // ranks)))
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_port()),
-        "NCCL_NVLS_ENABLE": os.environ.get("NCCL_NVLS_ENABLE", "0"),
-        "TORCHINDUCTOR_CACHE_DIR": cache,
-        "TORCHINDUCTOR_COMPILE_THREADS": str(min(threads, 8)),
-        "OMP_NUM_THREADS": str(min(threads, 8)),
+        "MASTER_PORT": str(port),
+        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(Path(gettempdir(), "peers-inductor"))),
+        "TORCHINDUCTOR_COMPILE_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
     }
-    command = [sys.executable, str(HERE / "peer_rank.py"), str(given.out), *jobs, "--runs", str(given.runs)]
-    command += ["--tiny"] * given.tiny
-    return [
-        subprocess.Popen(
-            command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, start_new_session=True
-        )
-        for rank in range(ranks)
-    ]
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End it with the compilers it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
 
 
 def _port() -> int:
@@ -137,16 +127,13 @@ def _port() -> int:
         return int(free.getsockname()[1])
 
 
-def _lines(path: Path) -> int:
-    return path.read_text().count("\n") if path.exists() else 0
+def _known(path: Path) -> int:
+    return sum(1 for _ in lines(path))
 
 
 def _write(path: Path, job: str, ranks: int, error: str) -> None:
     work, _, configuration = job.partition(":")
-    line = json.dumps({"work": work, "ranks": ranks, "configuration": configuration, "error": error})
-    with path.open("a") as file:
-        file.write(line + "\n")
-    print(line, flush=True)
+    append(path, {"work": work, "ranks": ranks, "configuration": configuration, "error": error})
 
 
 if __name__ == "__main__":

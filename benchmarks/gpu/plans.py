@@ -96,15 +96,18 @@ def main() -> None:
             except Exception as error:  # the next may still compile
                 print(f"{work.name:11} {case.name:18} {type(error).__name__}: {error}", flush=True)
                 continue
-            predicted, rank = report["time"], report["rank"]
-            print(
-                f"{work.name:11} {case.name:18} {predicted['total_us'] / 1000:9.2f} ms"
-                f" (compute {predicted['compute_us'] / 1000:.2f}, communication {predicted['communication_us'] / 1000:.2f})"
-                f" sends {sum(c['bytes'] for c in report['collectives']) / 1e6:8.1f} MB in {len(report['collectives']):3}"
-                f" arena {rank['activation_bytes'] / 1e6:8.1f} MB {rank['instructions']} instructions"
-                f" compiled in {report['compile_seconds']:.1f} s",
-                flush=True,
-            )
+            print(f"{work.name:11} {case.name:18} {_line(report)}", flush=True)
+
+
+def _line(report: dict[str, Any]) -> str:
+    predicted, rank, sent = report["time"], report["rank"], report["collectives"]
+    total, compute, sending = (predicted[f"{name}_us"] / 1000 for name in ("total", "compute", "communication"))
+    return (
+        f"{total:9.2f} ms (compute {compute:.2f}, communication {sending:.2f})"
+        f" sends {sum(item['bytes'] for item in sent) / 1e6:8.1f} MB in {len(sent):3}"
+        f" arena {rank['activation_bytes'] / 1e6:8.1f} MB, {rank['instructions']} instructions,"
+        f" compiled in {report['compile_seconds']:.1f} s"
+    )
 
 
 if __name__ == "__main__":

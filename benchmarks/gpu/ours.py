@@ -1,0 +1,116 @@
+"""Time onnxmesh on this host's GPUs, on the works that peers.py times.
+
+python benchmarks/gpu/ours.py GRAPHS OUT.jsonl [--only flux-4608,llama] [--ranks 1 4] [--budget 500]
+
+GRAPHS holds the exported graphs; plans are compiled beside them, unless they are there. Weights are random. The
+configuration of each work that is predicted to be the fastest comes first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from plans import Case, cases, compile_case
+from processes import Clock, Json, append, run
+from shapes import selected
+
+
+def main() -> None:
+    """Time all that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("graphs", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", help="names of works, or how they begin, with commas")
+    parser.add_argument("--ranks", type=int, nargs="*", help="numbers of GPUs; by default 1, 4, 2 and 8")
+    parser.add_argument("--first", type=int, default=99, help="so many configurations of each work")
+    parser.add_argument("--budget", type=float, default=540.0, help="seconds for all")
+    parser.add_argument("--limit", type=float, default=90.0, help="seconds for one configuration")
+    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--trace", type=Path, help="a folder for a Chrome trace of each")
+    given = parser.parse_args()
+    clock = Clock(given.budget)
+    for ranks in given.ranks or [n for n in (1, 4, 2, 8) if n <= _gpus()]:
+        for case, report in _ordered(given, ranks):
+            line: Json = {"work": case.work.name, "ranks": ranks, "configuration": case.name}
+            if not clock.left:
+                append(given.out, {**line, "error": "not run: the time was used up"})
+            elif isinstance(report, str):
+                append(given.out, {**line, "error": report})
+            else:
+                append(given.out, {**line, **_measured(case, report, given, min(given.limit, clock.left))})
+
+
+def _gpus() -> int:
+    from onnxmesh.runtime.cuda.device import import_cupy
+
+    return int(import_cupy().cuda.runtime.getDeviceCount())
+
+
+def _ordered(given: argparse.Namespace, ranks: int) -> list[tuple[Case, Json | str]]:
+    """Every work's fastest by prediction, then every work's second, and so on; the report, or why there is none."""
+    found: list[tuple[int, Case, Json | str]] = []
+    for work in selected(given.only):
+        compiled = [(case, _report(case, given)) for case in cases(work, ranks)]
+        compiled.sort(key=_predicted)
+        found += [(place, *pair) for place, pair in enumerate(compiled) if place < given.first]
+    return [(case, report) for _, case, report in sorted(found, key=lambda entry: entry[0])]
+
+
+def _report(case: Case, given: argparse.Namespace) -> Json | str:
+    try:
+        return compile_case(case, given.graphs, given.graphs)
+    except Exception as error:  # the others may still compile
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+
+
+def _predicted(pair: tuple[Case, Json | str]) -> float:
+    report = pair[1]
+    return float("inf") if isinstance(report, str) else float(report["time"]["total_us"])
+
+
+def _measured(case: Case, report: Mapping[str, object], given: argparse.Namespace, seconds: float) -> Json:
+    """What one configuration took, from `onnxmesh bench` in a process of its own."""
+    plan = case.folder(given.graphs)
+    with TemporaryDirectory() as folder:
+        result, log = Path(folder, "bench.json"), Path(folder, "log")
+        command = [sys.executable, "-m", "onnxmesh", "bench", str(plan), "--device", given.device, "--random-weights"]
+        command += ["--runs", str(given.runs), "--json", str(result)]
+        if given.trace is not None:
+            given.trace.mkdir(parents=True, exist_ok=True)
+            command += ["--trace", str(given.trace / f"{plan.stem}.json")]
+        error = run(command, seconds, log)
+        if error or not result.exists():
+            return {"error": error or "it wrote no result"}
+        return summary(json.loads(result.read_text()), report)
+
+
+def summary(bench: Json, report: Mapping[str, object]) -> Json:
+    """The line of a benchmark: the peers' figures first, then what only we know."""
+    predicted, collectives = report["time"], report["collectives"]
+    assert isinstance(predicted, dict) and isinstance(collectives, (list, tuple))
+    own = bench["memory"]["per_rank"]
+    return {
+        "latency_ms": bench["latency_us"]["p50"] / 1000,
+        "back_to_back_ms": bench["back_to_back_us"] / 1000,
+        "memory_bytes": max(entry["allocated_bytes"] for entry in own),
+        "device": bench["device"],
+        "predicted_ms": predicted["total_us"] / 1000,
+        "predicted_memory_bytes": bench["memory"]["predicted_bytes"],
+        "bytes_sent": sum(item["bytes"] for item in collectives),
+        "compile_seconds": round(float(str(report["compile_seconds"])), 2),
+        "graph": bench["graph"],
+        "rank_us": {
+            name: max(entry[name] for entry in bench["per_rank"]) for name in bench["per_rank"][0] if name != "rank"
+        },
+        "kernels": bench["kernels"][:14],
+    }
+
+
+if __name__ == "__main__":
+    main()
