@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxmesh.runtime.cuda.codegen import compiling
-from onnxmesh.runtime.cuda.codegen.operand import Operand, Source, source, stored
+from onnxmesh.runtime.cuda.codegen.operand import Operand, Source, Unsuited, source, stored
 from onnxmesh.runtime.cuda.codegen.tiles import (
     Access,
     Dim,
@@ -39,13 +39,15 @@ def strided_copy(pairs: Sequence[tuple[Array, Array]]) -> Launch:
             the source included. Shapes may differ from pair to pair. No destination may overlap any other array.
 
     Raises:
-        Unsuited: elements are not aligned, or of a size other than 1, 2, 4 and 8 bytes.
+        Unsuited: shapes or sizes of elements differ, elements are not aligned or not of 1, 2, 4 or 8 bytes.
     """
     return copy_views([(View.of(source), View.of(target)) for source, target in pairs])
 
 
 def copy_views(pairs: Sequence[tuple[View | None, View]]) -> Launch:
     """As `strided_copy`; a source None means zeros."""
+    if any(a is not None and (a.itemsize, a.shape) != (b.itemsize, b.shape) for a, b in pairs):
+        raise Unsuited("a copy between different types")
     wanted = [(a, b) for a, b in pairs if math.prod(b.shape)]
     launches = []
     for start in range(0, len(wanted), _MOST_PAIRS):

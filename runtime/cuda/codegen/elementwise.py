@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from onnxmesh.runtime.cuda.codegen.expression import Program, Scope, pairs, twofold
+from onnxmesh.runtime.cuda.codegen.expression import Program, Scope
 from onnxmesh.runtime.cuda.codegen.operand import Operand, Source, Unsuited, source, stored
+from onnxmesh.runtime.cuda.codegen.stretches import Stretch, neighbours, turned
 from onnxmesh.runtime.cuda.codegen.tiles import (
     Access,
     Dim,
@@ -17,7 +18,6 @@ from onnxmesh.runtime.cuda.codegen.tiles import (
     index_type,
     merged,
     offset,
-    vector,
 )
 
 BLOCK = 256
@@ -45,61 +45,36 @@ class _Elementwise:
         self._operands = [*(x for x in given if x is not None), *(out for _, out in results)]
         self._shape = results[0][1].shape
         check_count(math.prod(self._shape))
-        rotary = program.rotary
-        self._interleaved = bool(rotary is not None and rotary.attrs.get("interleaved", 0))
-        if rotary is None:
-            self._plain()
-        else:
-            self._rotary()
+        outer, self._stretch = self._plain() if program.rotary is None else self._rotary()
+        self._dims = merged([*outer, self._stretch.pieces])
+        spans = Dim(2, tuple(max(map(abs, steps)) for steps in self._stretch.steps))
+        self._index = index_type([*self._dims, spans])
+        self._threads = math.prod(dim.size for dim in self._dims)
 
-    def _plain(self) -> None:
+    def _plain(self) -> tuple[list[Dim], Stretch]:
         """Threads walk over merged dims, in the order of the first output's memory."""
         strides = [x.broadcast(self._shape) for x in self._operands]
         lead = len(self._inputs)
         order = sorted(range(len(self._shape)), key=lambda i: -abs(strides[lead][i]))
         dims = merged(dims_of([self._shape[i] for i in order], [[s[i] for i in order] for s in strides]))
         inner = dims[-1] if dims else Dim(1, (0,) * len(strides))
-        self._width = vector(inner.size, inner.strides, self._operands, len(self._results))
-        steps = [[e * stride for e in range(self._width)] for stride in inner.strides]
-        self._finish(dims[:-1], inner, self._width, steps)
-        self._partners: list[tuple[int, int]] = []
+        return dims[:-1], neighbours(inner, self._operands, len(self._results))
 
-    def _rotary(self) -> None:
-        """The last dim is one of pairs; a thread has both places of its pairs."""
-        last = self._shape[-1]
+    def _rotary(self) -> tuple[list[Dim], Stretch]:
+        """A thread has both entries of its pairs of the last dim."""
         rotary = self._program.rotary
         assert rotary is not None and rotary.operands[0] is not None
-        if last % 2 or self._program.shapes[rotary.operands[0]] != self._shape:
+        if self._program.shapes[rotary.operands[0]] != self._shape:
             raise Unsuited("a Rotary of another shape than the result")
+        interleaved = bool(rotary.attrs.get("interleaved", 0))
         outer = [x.viewed(x.shape[:-1], x.strides[:-1]).broadcast(self._shape[:-1]) for x in self._operands]
-        places = [twofold(x, last, self._interleaved, self._shape) for x in self._operands]
-        dims = merged(dims_of(self._shape[:-1], outer))
-        inner = Dim(last // 2, tuple(pair for _, pair in places))
-        wide = [place if self._interleaved else pair for place, pair in places]
-        width = max(1, vector(last if self._interleaved else last // 2, wide, self._operands, len(self._results), 2))
-        count = max(1, width // 2) if self._interleaved else width
-        steps = [
-            [v * pair + p * place for v in range(count) for p in (0, 1)]
-            if self._interleaved
-            else [v * pair + p * place for p in (0, 1) for v in range(count)]
-            for place, pair in places
-        ]
-        self._partners = pairs(self._interleaved, count)
-        self._width = 2 * count
-        self._finish(dims, inner, count, steps)
-
-    def _finish(self, outer: Sequence[Dim], inner: Dim, count: int, steps: list[list[int]]) -> None:
-        """Dims for the threads: the inner one in steps of `count`."""
-        self._steps = steps
-        self._dims = merged([*outer, Dim(inner.size // count, tuple(s * count for s in inner.strides))])
-        spans = [Dim(2, tuple(max(map(abs, s)) for s in steps))]
-        self._index = index_type([*self._dims, *spans])
-        self._threads = math.prod(dim.size for dim in self._dims)
+        stretch = turned(self._operands, self._shape[-1], interleaved, len(self._results))
+        return dims_of(self._shape[:-1], outer), stretch
 
     def source(self, kind: str) -> Source:
         body = [f"const unsigned i = blockIdx.x * {BLOCK}u + threadIdx.x;", f"if (i >= {self._threads}u) return;"]
         body += coordinates(self._dims, "i", "c")
-        scope = Scope(self._program, self._width, self._access, self._partners)
+        scope = Scope(self._program, self._stretch.width, self._access, self._stretch.partners)
         names = [scope.value(value) for value, _ in self._results]
         body += scope.lines
         for number, (name, width) in enumerate(names):
@@ -124,4 +99,4 @@ class _Elementwise:
         operand = self._operands[number]
         base = offset(self._dims, number, "c", self._index)
         aligned = alignment(operand, self._dims, number)
-        return Access(operand, pointer, base, tuple(self._steps[number]), aligned)
+        return Access(operand, pointer, base, self._stretch.steps[number], aligned)

@@ -171,30 +171,6 @@ class Scope:
         return name, self._width
 
 
-def pairs(interleaved: bool, positions: int) -> list[tuple[int, int]]:
-    """The elements of a thread that a Rotary turns together, of `positions` pairs (see `twofold`)."""
-    if interleaved:
-        return [(2 * i, 2 * i + 1) for i in range(positions)]
-    return [(i, i + positions) for i in range(positions)]
-
-
-def twofold(operand: Operand, last: int, interleaved: bool, outer: tuple[int, ...]) -> tuple[int, int]:
-    """(stride of the place in a pair, stride from pair to pair) of an operand in dim `last` of a Rotary."""
-    size, stride = (operand.shape[-1], operand.strides[-1]) if operand.shape else (1, 0)
-    if size == 1:
-        return 0, 0
-    if size * 2 == last:
-        return 0, stride
-    if size != last:
-        raise Unsuited(f"a last dim of {size} beside one of {last}")
-    return (stride, 2 * stride) if interleaved else (stride * (last // 2), stride)
-
-
-def literal(value: float, kind: str) -> Step:
-    """A number as a step."""
-    return Step(LITERAL, {"dtype": kind, "value": value}, ())
-
-
 def program_of(op: str, attrs: Mapping[str, Any], inputs: Sequence[Operand | None]) -> Program:
     """One op by itself."""
     return Program([Step(op, attrs, tuple(None if x is None else i for i, x in enumerate(inputs)))], inputs)

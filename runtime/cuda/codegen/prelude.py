@@ -4,7 +4,7 @@
 plain C++ over it. To run a kernel on a host one gives another text in place of `DEVICE` (tests/cuda_on_host.py).
 
 Half precision is held in `bf16` and `fp16` and computed in float. Approximations (`fast::`) are for results that round
-to half precision only: their relative error is below 2^-20.
+to half precision only: their relative error is below 2^-16.
 """
 
 DEVICE = r"""

@@ -11,9 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from onnxmesh.runtime.cuda.codegen.expression import Program, Scope, pairs, twofold
+from onnxmesh.runtime.cuda.codegen.expression import Program, Scope
 from onnxmesh.runtime.cuda.codegen.formulas import number
 from onnxmesh.runtime.cuda.codegen.operand import Operand, Source, Unsuited, computed, source, stored
+from onnxmesh.runtime.cuda.codegen.stretches import neighbours, turned
 from onnxmesh.runtime.cuda.codegen.tiles import (
     Access,
     Dim,
@@ -25,7 +26,6 @@ from onnxmesh.runtime.cuda.codegen.tiles import (
     loop,
     merged,
     offset,
-    vector,
 )
 from onnxmesh.runtime.dtypes import is_narrow
 
@@ -118,33 +118,20 @@ class _Rows:
             if len(row) > 1:
                 raise Unsuited("a row that is not one dim")
             inner = row[0] if row else Dim(1, (0,) * len(strides))
-            width = count = vector(inner.size, inner.strides, self._operands, len(self._results))
-            self._steps = [[e * s for e in range(count)] for s in inner.strides]
-            self._partners: list[tuple[int, int]] = []
-        else:
-            if inside != [rank - 1] or self._shape[-1] % 2:
-                raise Unsuited("a Rotary in rows of several dims")
-            last, interleaved = self._shape[-1], bool(rotary.attrs.get("interleaved", 0))
+            self._stretch = neighbours(inner, self._operands, len(self._results))
+        elif inside == [rank - 1]:
             strides = [(*x.viewed(x.shape[:-1], x.strides[:-1]).broadcast(self._shape[:-1]), 0) for x in self._operands]
-            places = [twofold(x, last, interleaved, self._shape) for x in self._operands]
-            inner = Dim(last // 2, tuple(pair for _, pair in places))
-            wide = [place if interleaved else pair for place, pair in places]
-            together = max(1, vector(last if interleaved else last // 2, wide, self._operands, len(self._results), 2))
-            count = max(1, together // 2) if interleaved else together
-            self._steps = [
-                [v * b + p * a for v in range(count) for p in (0, 1)]
-                if interleaved
-                else [v * b + p * a for p in (0, 1) for v in range(count)]
-                for a, b in places
-            ]
-            self._partners, width = pairs(interleaved, count), 2 * count
-        self._width, self._count, self._inner = width, count, inner
-        self._length = inner.size * width // count
+            interleaved = bool(rotary.attrs.get("interleaved", 0))
+            self._stretch = turned(self._operands, self._shape[-1], interleaved, len(self._results))
+        else:
+            raise Unsuited("a Rotary in rows of several dims")
+        self._width, self._pieces = self._stretch.width, self._stretch.pieces
+        self._length = self._pieces.size * self._width
         self._dims = merged(dims_of([self._shape[i] for i in outside], [[s[i] for i in outside] for s in strides]))
         self._rows = math.prod(dim.size for dim in self._dims)
         check_count(math.prod(self._shape))
-        self._team = team(inner.size // count, width, self._rows)
-        self._index = index_type([*self._dims, Dim(self._length, inner.strides)])
+        self._team = team(self._pieces.size, self._width, self._rows)
+        self._index = index_type([*self._dims, Dim(2 * self._pieces.size, self._pieces.strides)])
 
     def source(self, kind: str) -> Source:
         """The whole kernel."""
@@ -272,7 +259,7 @@ class _Rows:
 
     def _pass(self, lines: Sequence[str]) -> list[str]:
         """C++ that runs `lines` for each of the thread's pieces, whose first position is `p`."""
-        t, pieces = self._team, self._inner.size // self._count
+        t, pieces = self._team, self._pieces.size
         if not t.kept:
             return [f"for (unsigned c = t; c < {pieces}u; c += {t.threads}u) {{", *lines, "}"]
         guard = "" if t.rounds * t.threads == pieces else f"if (c < {pieces}u) "
@@ -290,10 +277,13 @@ class _Rows:
         return ["if (live) {", *access.store(name, width), "}"]
 
     def _scope(self) -> Scope:
-        return Scope(self._program, self._width, lambda i: self._at(self._inputs.index(i), f"in{i}"), self._partners)
+        return Scope(
+            self._program, self._width, lambda i: self._at(self._inputs.index(i), f"in{i}"), self._stretch.partners
+        )
 
     def _at(self, n: int, pointer: str) -> Access:
-        operand, stride = self._operands[n], self._inner.strides[n] * self._count
-        piece = Dim(self._inner.size // self._count, tuple(s * self._count for s in self._inner.strides))
+        operand, stride = self._operands[n], self._pieces.strides[n]
         base = f"base{n} + ({self._index})c * {stride}" if stride else f"base{n}"
-        return Access(operand, pointer, base, tuple(self._steps[n]), alignment(operand, [*self._dims, piece], n))
+        return Access(
+            operand, pointer, base, self._stretch.steps[n], alignment(operand, [*self._dims, self._pieces], n)
+        )
