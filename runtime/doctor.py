@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
@@ -96,7 +97,9 @@ def examine(*, measure: bool = True, profile: str | None = None) -> Json:
     Raises:
         RunError: a profile was asked for and there is no GPU, or a measurement failed.
     """
-    gpus, reason = _gpus()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CuPy's, of what is told here anyway
+        gpus, reason = _gpus()
     if profile is not None and not gpus:
         raise RunError(f"a device profile is measured on a GPU, and there is none: {reason}")
     found: Json = {
@@ -218,8 +221,10 @@ def _cuda() -> Json:
     return found
 
 
-def _dotted(number: int, base: int) -> str:
-    """13000 is CUDA 13.0, 22809 NCCL 2.28.9 and 91900 cuDNN 9.19.0."""
+def _dotted(number: int, base: int) -> str | None:
+    """13000 is CUDA 13.0, 22809 NCCL 2.28.9 and 91900 cuDNN 9.19.0; 0 is none."""
+    if not number:
+        return None
     if base == 1000:
         return f"{number // 1000}.{number % 1000 // 10}"
     return f"{number // 10000}.{number % 10000 // 100}.{number % 100}"
@@ -251,6 +256,8 @@ def _problems(found: Mapping[str, Any]) -> Iterator[str]:
     """Sentences on what is wrong."""
     if found["driver"] is not None and not found["gpus"]:
         yield f"the driver has {nvml.count()} GPUs, but none can be used: {found['no_gpu']}"
+    if len(found["gpus"]) > 1 and found["cuda"]["nccl"] is None:
+        yield "NCCL cannot be loaded: plans of more than one rank do not run on these GPUs"
     if not found["cache"]["writable"]:
         yield f"{found['cache']['folder']} cannot be written: kernels are compiled again in every process"
     for link in found["links"]:
