@@ -71,7 +71,7 @@ def depth_first(work: Work) -> Order:
     return order
 
 
-def streams(work: Work, order: Order) -> dict[int, int]:
+def streams(work: Work, order: Sequence[int]) -> dict[int, int]:
     """The stream of every collective: 1 where something else is computed before its result is needed."""
     at = _positions(order)
     computing = [node for node in order if not work.sends[node] and work.makes[node]]
