@@ -9,10 +9,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "gpu"))
 
-from faults import APART, Case, make_plan, run_case
+from faults import APART, CONTROLLED, Case, make_plan, run_case
 
 
-@pytest.mark.parametrize("case", APART, ids=str)
+@pytest.mark.parametrize("case", APART + CONTROLLED, ids=str)
 def test_no_rank_survives_another_one(case: Case, tmp_path: Path) -> None:
     make_plan(tmp_path / "a.plan", ranks=2, size=8)
     outcome = run_case(case, tmp_path / "a.plan", ranks=2, device="cpu", timeout=3)

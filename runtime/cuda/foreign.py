@@ -29,12 +29,12 @@ def as_array(value: Any) -> Array:
     Raises:
         InvalidArgument: it cannot be shared, as a tensor that needs a gradient.
     """
-    cupy = import_cupy()
-    if isinstance(value, np.ndarray | cupy.ndarray):
-        return value
     try:
         if not is_on_gpu(value):
             return np.asarray(value)
+        cupy = import_cupy()
+        if isinstance(value, cupy.ndarray):
+            return value
         return cupy.from_dlpack(value) if hasattr(value, "__dlpack__") else cupy.asarray(value)
     except Exception as error:  # the other library's own
         raise InvalidArgument(f"the array cannot be shared: {' '.join(str(error).split())}") from error

@@ -33,11 +33,14 @@ _ERRORS: Mapping[str, type[RunError] | type[PlanError]] = {
     "PlanError": PlanError,
     "InvalidArgument": InvalidArgument,
 }
+_WORKER = ("-m", "onnxmesh.runtime.cuda.worker")
 _START = 120.0
-"""Seconds that a rank may take to import its libraries and load its weights, besides the timeout."""
+"""Seconds that a rank may take besides the timeout to import its libraries and load its weights, or to prepare a run."""
+_FIRST = 2
+"""Runs that prepare what the later ones use."""
 _LONG = 3600.0
 """Seconds for what takes many runs; within it each wait has the timeout."""
-_END = 5.0
+_END = 3.0
 """Seconds that ranks get to end by themselves."""
 
 
@@ -63,6 +66,7 @@ class ProcessRanks:
         if device_count() < size:
             raise RunError(f"the plan is for {size} ranks, and this process sees {device_count()} GPUs")
         self.timeout = timeout
+        self._runs = 0
         self._store = StoreServer()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._sockets: list[socket.socket] = []
@@ -87,7 +91,9 @@ class ProcessRanks:
         Raises:
             RunError: a rank failed, ended or did not arrive in time; all ranks have ended then.
         """
-        results = self._all({"run": list(names)}, feeds)[0][1]
+        self._runs += 1
+        longest = 2 * self.timeout + _END + (_START if self._runs <= _FIRST else 0.0)
+        results = self._all({"run": list(names)}, feeds, longest)[0][1]
         return [results[name] for name in names]
 
     def call(self, command: frames.Header) -> list[frames.Header]:
@@ -114,7 +120,7 @@ class ProcessRanks:
         place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": self._store.port}
         environment = {**os.environ, **{name: str(value) for name, value in place.items()}, "MASTER_ADDR": "127.0.0.1"}
         environment.pop("TORCHELASTIC_USE_AGENT_STORE", None)
-        command = [sys.executable, "-m", "onnxmesh.runtime.cuda.worker", str(theirs.fileno())]
+        command = [sys.executable, *_WORKER, str(theirs.fileno())]
         with theirs:
             self._processes.append(
                 subprocess.Popen(

@@ -16,13 +16,16 @@ from store_ranks import StoreCommunicator  # noqa: E402
 
 from onnxmesh.runtime import io  # noqa: E402
 from onnxmesh.runtime.comm import Communicator  # noqa: E402
+from onnxmesh.runtime.cuda import ranks  # noqa: E402
 from onnxmesh.runtime.errors import OnnxMeshError  # noqa: E402
+from onnxmesh.runtime.mesh import Mesh  # noqa: E402
 from onnxmesh.runtime.rendezvous import World, find_place  # noqa: E402
 from onnxmesh.runtime.serialize import load  # noqa: E402
 from onnxmesh.runtime.session import Session  # noqa: E402
 
 WARM = 5
 """Runs before it says that it runs: the first ones prepare."""
+_CPU_WORKER = Path(__file__).parents[1] / "cpu_worker.py"
 LONGEST = 120.0
 """Seconds after which it ends by itself, if nothing disturbs it."""
 
@@ -33,7 +36,8 @@ def main(folder: str, device: str, timeout: float) -> int:
         with ExitStack() as stack:
             plan = load(folder)
             communicator = _communicator(stack, plan.mesh, device, timeout)
-            session = stack.enter_context(Session(plan, device, communicator=communicator, timeout=timeout))
+            where = "cuda" if communicator is None else device
+            session = stack.enter_context(Session(plan, where, communicator=communicator, timeout=timeout))
             feeds, end, runs = io.random_inputs(plan, 0), time.monotonic() + LONGEST, 0
             while time.monotonic() < end:
                 session.run(None, feeds)
@@ -46,16 +50,18 @@ def main(folder: str, device: str, timeout: float) -> int:
     return 0
 
 
-def _communicator(stack: ExitStack, mesh: object, device: str, timeout: float) -> Communicator | None:
+def _communicator(stack: ExitStack, mesh: Mesh, device: str, timeout: float) -> Communicator | None:
     place = find_place()
     if place is None:
+        if device == "cpu":
+            ranks.device_count, ranks._WORKER = lambda: mesh.size, (str(_CPU_WORKER),)
         return None
     world = stack.enter_context(World(place, timeout))
     if device == "cpu":
-        return stack.enter_context(StoreCommunicator(mesh, world))  # type: ignore[arg-type]
+        return stack.enter_context(StoreCommunicator(mesh, world))
     from onnxmesh.runtime.nccl import NcclCommunicator
 
-    return stack.enter_context(NcclCommunicator(mesh, world))  # type: ignore[arg-type]
+    return stack.enter_context(NcclCommunicator(mesh, world))
 
 
 if __name__ == "__main__":

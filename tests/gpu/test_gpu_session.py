@@ -58,7 +58,8 @@ def test_a_stalled_rank_ends_the_run(gpus: Any) -> None:
     session = Session(plan(Mesh.of(tp=2)), "cuda", weights=MODEL.__getitem__, timeout=3)
     assert session._processes is not None
     processes = session._processes._processes
-    close(session.run(None, {"x": X}), WANT)
+    for _ in range(3):  # the first two have more time
+        close(session.run(None, {"x": X}), WANT)
     subprocess.run(["kill", "-STOP", str(processes[1].pid)], check=True)
     start = time.monotonic()
     with pytest.raises(RunError, match="rank"):
