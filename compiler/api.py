@@ -148,7 +148,7 @@ def _lower(state: Compilation) -> None:
     plan = lower(state.loaded.graph, state.options.mesh, state.options.dims, producer)
     assert state.survey is not None
     graph = state.loaded.graph
-    report = build_report(plan, graph, state.survey, state.placed, state.findings, state.options)
+    report = build_report(plan, graph, state.survey, state.placed, state.findings, state.options, state.stays)
     state.plan = replace(plan, source=reader(state.tensors), report=report)
 
 

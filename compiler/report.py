@@ -19,6 +19,7 @@ from onnxmesh.compiler.predict import Survey, Timing
 from onnxmesh.passes.group_collectives import REASONS
 from onnxmesh.passes.match import Finding
 from onnxmesh.passes.place import Placed
+from onnxmesh.passes.precision import Stays
 from onnxmesh.passes.roles import ATTENTION, CONTRACTIONS, weight_ports
 from onnxmesh.runtime import footprint
 from onnxmesh.runtime.mesh import Mesh
@@ -45,6 +46,7 @@ def build_report(
     placed: Sequence[Placed],
     findings: Iterable[Finding],
     options: Options,
+    stays: Sequence[Stays] | None = (),
 ) -> Json:
     """The report as JSON data.
 
@@ -53,6 +55,7 @@ def build_report(
         survey: the whole graph, before any axis was applied.
         placed: the choices, one for each axis of more than one rank.
         findings: patterns found and missed.
+        stays: what stays float32 in half precision; None: the model was in half precision already.
     """
     timing = predict.timing(graph, plan.programs[0], plan.mesh)
     collectives = _collectives(plan, graph)
@@ -67,7 +70,8 @@ def build_report(
         "axes": [_axis(p, plan, collectives, timing) for p in placed],
         "rank": _rank(plan, placed, survey),
         "time": _time(timing, survey),
-        "warnings": _warnings(timing, survey, ranks),
+        "precision": _precision(options, stays),
+        "warnings": _warnings(timing, survey, ranks, options, stays),
         "inputs": [_input(port, plan, survey) for port in plan.programs[0].inputs],
         "outputs": [_tensor(port, plan) for port in plan.programs[0].outputs],
         "weights": [_tensor(weight, plan) for weight in plan.weights],
@@ -200,13 +204,21 @@ def _time(timing: Timing, survey: Survey) -> Json:
     }
 
 
-def _warnings(timing: Timing, survey: Survey, ranks: int) -> list[str]:
-    if ranks == 1 or timing.total < survey.microseconds:
-        return []
-    return [
-        f"{ranks} ranks are predicted slower than one device: {timing.total:.0f} us against "
-        f"{survey.microseconds:.0f} us (the model is small for them, or the ranks wait for each other)"
-    ]
+def _warnings(timing: Timing, survey: Survey, ranks: int, options: Options, stays: Sequence[Stays] | None) -> list[str]:
+    found = []
+    if ranks > 1 and timing.total >= survey.microseconds:
+        found.append(
+            f"{ranks} ranks are predicted slower than one device: {timing.total:.0f} us against "
+            f"{survey.microseconds:.0f} us (the model is small for them, or the ranks wait for each other)"
+        )
+    if stays is None:
+        found.append(f"the model computes in half precision already; {options.precision} was asked for in vain")
+    return found
+
+
+def _precision(options: Options, stays: Sequence[Stays] | None) -> Json:
+    kept = [{"node": item.node, "op": item.op, "reason": item.reason} for item in stays or ()]
+    return {"asked": options.precision, "kept": kept}
 
 
 # --- tensors ------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ def report_text(report: Report, *, full: bool = False) -> str:
         _sent(report, limit),
         _replicated(report, limit),
         _uneven(report, limit),
+        _precision(report, limit),
         _patterns(report, limit),
     ]
     return "\n\n".join(section for section in sections if section)
@@ -165,6 +166,13 @@ def _uneven(report: Report, limit: int | None) -> str:
     groups = _grouped(report["uneven"], lambda u: (u["axis"], u["what"], u["reason"]))
     rows = [[axis, what, _count(some, "name"), reason] for (axis, what, reason), some in groups]
     return _section("Does not divide", table(["axis", "what", "name", "why"], rows, limit=limit)) if rows else ""
+
+
+def _precision(report: Report, limit: int | None) -> str:
+    kept = _grouped(report["precision"]["kept"], lambda k: (k["op"], k["reason"]))
+    rows = [[op, _count(some), reason] for (op, reason), some in kept]
+    title = f"Float32 where {report['precision']['asked']} is asked for"
+    return _section(title, table(["op", "node", "why"], rows, limit=limit)) if rows else ""
 
 
 def _patterns(report: Report, limit: int | None) -> str:

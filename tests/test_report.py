@@ -50,7 +50,12 @@ def test_the_document_names_every_field_and_no_other() -> None:
     fixture = inputs.load("llama_h6_op18")
     shapes = fixture.shapes()
     found = set(fields(dict(onnxmesh.compile(fixture.path, tp=4, cp=2, shapes=shapes).report)))
-    for name, options in (("flux_op23", {"cp": 2}), ("llama_op23", {"dp": 2}), ("bert_ts17", {"tp": 2})):
+    for name, options in (
+        ("flux_op23", {"cp": 2}),
+        ("llama_op23", {"dp": 2}),
+        ("bert_ts17", {"tp": 2}),
+        ("mixtral_op18", {"precision": "bf16"}),
+    ):
         found |= set(fields(report(name, **options)))
     assert found == documented
 
