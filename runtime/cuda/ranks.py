@@ -34,10 +34,10 @@ _ERRORS: Mapping[str, type[RunError] | type[PlanError]] = {
     "InvalidArgument": InvalidArgument,
 }
 _WORKER = ("-m", "onnxmesh.runtime.cuda.worker")
-_START = 120.0
-"""Seconds that a rank may take besides the timeout to import its libraries and load its weights, or to prepare a run."""
-_FIRST = 2
-"""Runs that prepare what the later ones use."""
+_START = 600.0
+"""Seconds that a rank may take besides the timeout to import its libraries, load its weights and prepare the program."""
+_FIRST, _PREPARE = 2, 120.0
+"""So many runs prepare what the later ones use, and may take so many seconds more."""
 _LONG = 3600.0
 """Seconds for what takes many runs; within it each wait has the timeout."""
 _END = 3.0
@@ -92,7 +92,7 @@ class ProcessRanks:
             RunError: a rank failed, ended or did not arrive in time; all ranks have ended then.
         """
         self._runs += 1
-        longest = 2 * self.timeout + _END + (_START if self._runs <= _FIRST else 0.0)
+        longest = 2 * self.timeout + _END + (_PREPARE if self._runs <= _FIRST else 0.0)
         results = self._all({"run": list(names)}, feeds, longest)[0][1]
         return [results[name] for name in names]
 
