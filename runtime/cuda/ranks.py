@@ -35,7 +35,7 @@ _ERRORS: Mapping[str, type[RunError] | type[PlanError]] = {
 }
 _WORKER = ("-m", "onnxmesh.runtime.cuda.worker")
 _START = 600.0
-"""Seconds that a rank may take besides the timeout to import its libraries, load its weights and prepare the program."""
+"""Seconds that a rank may take besides the timeout to import its libraries, load its weights and prepare."""
 _FIRST, _PREPARE = 2, 120.0
 """So many runs prepare what the later ones use, and may take so many seconds more."""
 _LONG = 3600.0
