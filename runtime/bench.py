@@ -6,10 +6,8 @@ docs/bench.md describes the result and how it is measured.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from math import prod
 from typing import Any
 
@@ -19,7 +17,7 @@ from onnxmesh.runtime import footprint, timeline, trace
 from onnxmesh.runtime import io as files
 from onnxmesh.runtime.bench_rank import Work
 from onnxmesh.runtime.comm import Communicator
-from onnxmesh.runtime.launch import Job, check_size, find_job, weights_source
+from onnxmesh.runtime.launch import LOADING, Job, agree, check_size, find_job, weights_source
 from onnxmesh.runtime.plan import Collective, Plan
 from onnxmesh.runtime.random_weights import RANDOM
 from onnxmesh.runtime.serialize import load
@@ -60,15 +58,58 @@ def bench(request: Request) -> Json | None:
         InvalidArgument: the inputs are not those of the plan.
         RunError: a rank failed, or did not arrive in time; or the trace cannot be written.
     """
-    plan = load(request.plan)
-    with _session(request, plan) as (session, job):
-        if request.work.inputs is not None:
-            session.check(files.read_inputs(request.work.inputs, plan.programs[0].inputs))
-        found = session.measure(request.work.to_json())
-        everyone = found if job is None else _joined(job.allgather(list(found.items())))
-    ranks = [everyone[rank] for rank in range(plan.mesh.size)]
-    if job is not None and job.rank != 0:
-        return None
+    job = find_job(request.device, request.timeout)
+    if job is None:
+        plan = load(request.plan)
+        with _session(request, plan, None) as session:
+            return _finish(request, plan, session.measure(request.work.to_json()))
+    try:
+        plan, found = _measure_as(request, job)
+    finally:
+        job.close()
+    return _finish(request, plan, found) if job.rank == 0 else None
+
+
+def _measure_as(request: Request, job: Job) -> tuple[Plan, dict[int, Json]]:
+    """The plan, and what all ranks of the job measured."""
+    error: Exception | None = None
+    try:
+        plan = load(request.plan)
+        check_size(plan.mesh, job)
+        communicator = job.communicator(plan.mesh, request.timeout)
+    except Exception as caught:
+        error = caught
+    agree(job, error)
+    with job.attend():
+        try:
+            session = _session(request, plan, communicator)
+        except Exception as caught:
+            error = caught
+        agree(job, error, LOADING)
+        found = job.allgather(list(session.measure(request.work.to_json()).items()))
+        session.close()
+        communicator.close()
+    return plan, {int(rank): own for part in found for rank, own in part}
+
+
+def _session(request: Request, plan: Plan, communicator: Communicator | None) -> Session:
+    """Ready to measure. Raises as `bench`."""
+    source = RANDOM if request.weights == RANDOM else weights_source(request.weights) if request.weights else None
+    session = Session(
+        plan,
+        request.device,
+        weights=source,
+        communicator=communicator,
+        timeout=request.timeout,
+        graph=request.graph,
+    )
+    if request.work.inputs is not None:
+        session.check(files.read_inputs(request.work.inputs, plan.programs[0].inputs))
+    return session
+
+
+def _finish(request: Request, plan: Plan, found: Mapping[int, Json]) -> Json:
+    ranks = [found[rank] for rank in range(plan.mesh.size)]
     timelines = timeline.aligned([timeline.from_json(own["timeline"]) for own in ranks], plan.programs[0])
     if request.trace is not None:
         trace.write(request.trace, trace.chrome_trace(plan.programs[0], plan.mesh, timelines))
@@ -102,42 +143,6 @@ def result(plan: Plan, request: Request, ranks: Sequence[Mapping[str, Any]], tim
         ],
         "kernels": _kernels(plan, timelines, predicted.get("instructions_us")),
     }
-
-
-@contextmanager
-def _session(request: Request, plan: Plan) -> Iterator[tuple[Session, Job | None]]:
-    source = RANDOM if request.weights == RANDOM else weights_source(request.weights) if request.weights else None
-    job = find_job(request.device, request.timeout)
-    open_session = partial(Session, plan, request.device, weights=source, timeout=request.timeout, graph=request.graph)
-    if job is None:
-        with open_session() as session:
-            yield session, None
-        return
-    try:
-        check_size(plan.mesh, job)
-        with (
-            _closed_at_the_end(job.communicator(plan.mesh, request.timeout)) as rank,
-            open_session(communicator=rank) as session,
-        ):
-            yield session, job
-    finally:
-        job.close()
-
-
-@contextmanager
-def _closed_at_the_end(rank: Communicator) -> Iterator[Communicator]:
-    """An error here ends the other ranks too."""
-    try:
-        yield rank
-    except BaseException as error:
-        rank.abort(error)
-        raise
-    finally:
-        rank.close()
-
-
-def _joined(parts: Sequence[Sequence[tuple[int, Json]]]) -> dict[int, Json]:
-    return {int(rank): own for part in parts for rank, own in part}
 
 
 def _percentiles(latencies: np.ndarray) -> Json:

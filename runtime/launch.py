@@ -28,7 +28,7 @@ from onnxmesh.runtime.session import Session, parse_device
 if TYPE_CHECKING:
     from onnxmesh.runtime.nccl import NcclGroups
 
-_LOADING = 300.0
+LOADING = 300.0
 """Seconds that ranks may take to get ready after each other; one that dies is noticed at once."""
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -169,7 +169,7 @@ def _run_as(request: Request, job: Job) -> Result:
         communicator = job.communicator(plan.mesh, request.timeout)
     except Exception as caught:
         error = caught
-    _agree(job, error)
+    agree(job, error)
     with job.attend():
         try:
             session = _session(request, plan, communicator)
@@ -177,14 +177,14 @@ def _run_as(request: Request, job: Job) -> Result:
             feeds = session.check(_feeds(request, plan)) if given else {}
         except Exception as caught:
             error = caught
-        _agree(job, error, _LOADING)
+        agree(job, error, LOADING)
         ready = time.perf_counter()
         outputs, seconds = _repeat(request, plan, session, feeds)
         try:
             _write_rank(request, plan, outputs, job.rank)
         except Exception as caught:
             error = caught
-        _agree(job, error)
+        agree(job, error)
         report = session.load_report
         session.close()
         communicator.close()
@@ -318,7 +318,7 @@ def check_size(mesh: Mesh, job: Job) -> None:
         )
 
 
-def _agree(job: Job, error: Exception | None, within: float = 0.0) -> None:
+def agree(job: Job, error: Exception | None, within: float = 0.0) -> None:
     """Go on only if all ranks can. The first rank with an error raises it; the others leave with its exit code."""
     if isinstance(error, PeerFailed):  # that rank says it, too
         raise error
