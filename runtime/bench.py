@@ -103,8 +103,12 @@ def _session(request: Request, plan: Plan, communicator: Communicator | None) ->
         timeout=request.timeout,
         graph=request.graph,
     )
-    if request.work.inputs is not None:
-        session.check(files.read_inputs(request.work.inputs, plan.programs[0].inputs))
+    try:
+        if request.work.inputs is not None:
+            session.check(files.read_inputs(request.work.inputs, plan.programs[0].inputs))
+    except Exception:
+        session.close()
+        raise
     return session
 
 

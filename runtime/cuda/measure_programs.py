@@ -202,7 +202,7 @@ def collective(kind: str, axis: str, rank: int, ranks: int, size: int, count: in
     """
     build, how = _Builder(), KINDS[kind]
     given = how.given(size, ranks)
-    x = build.input(np.resize(_PATTERN + rank + 1, given).astype(dtype("bfloat16")))
+    x = build.input(np.resize((_PATTERN + rank + 1).astype(dtype("bfloat16")), given))
     outs = [build.result("bfloat16", how.made(size, ranks)) for _ in range(2)]
     for i in range(count):
         after = (i - 1,) if i else ()
