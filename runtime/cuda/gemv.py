@@ -130,7 +130,7 @@ def candidates(work: Contraction) -> Iterator[Candidate]:
     problem, (addresses, *more) = work.problem, work.addresses
     if more or not takes(problem):
         return
-    for lanes, parts in shares(problem, _multiprocessors()):
+    for lanes, parts in shares(problem, problem.multiprocessors or _multiprocessors()):
         yield _candidate(problem, lanes, parts, addresses)
 
 
