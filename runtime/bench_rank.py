@@ -118,11 +118,14 @@ def _memory(plan: Plan, engine: Engine) -> dict[str, int]:
 
 
 def _allocated(plan: Plan, engine: Engine, device: Device) -> int:
-    """The most bytes that were held: of the memory pools of a GPU's session; on a host what the process took."""
-    pool = getattr(device, "pool", None)
-    if pool is not None:
-        return int(pool.total_bytes()) + _memory(plan, engine).get("scratch", 0)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    """The most bytes that were held: what a session took from its GPU; on a host what the process took."""
+    pool, memory = getattr(device, "pool", None), _memory(plan, engine)
+    if pool is None:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    scratch, total = memory.pop("scratch", 0), int(pool.total_bytes())
+    if total < sum(memory.values()):  # an arena that the GPUs map into each other is not of the pool
+        total += memory["arena"]
+    return total + scratch
 
 
 def _graph(engine: Engine) -> Json | None:
