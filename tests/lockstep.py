@@ -59,13 +59,17 @@ def _launch(node: ir.Node, inputs: Sequence[Pieces | None], mesh: Mesh) -> list[
 
 
 def _collective(node: ir.Node, inputs: Sequence[Pieces | None], mesh: Mesh) -> list[Pieces]:
-    attrs, sent = attributes(node), inputs[0]
-    assert sent is not None
-    received: Pieces = list(sent)
-    for group in mesh.groups(attrs["axis"]):
-        for rank, piece in zip(group, _exchange(node.op_type, attrs, [sent[rank] for rank in group])):
-            received[rank] = piece
-    return [received]
+    attrs = attributes(node)
+    each = json.loads(attrs.pop("each")) if "each" in attrs else [{}] * len(inputs)
+    results = []
+    for sent, own in zip(inputs, each, strict=True):
+        assert sent is not None
+        received: Pieces = list(sent)
+        for group in mesh.groups(attrs["axis"]):
+            for rank, piece in zip(group, _exchange(node.op_type, attrs | own, [sent[rank] for rank in group])):
+                received[rank] = piece
+        results.append(received)
+    return results
 
 
 def _exchange(kind: str, attrs: Mapping[str, Any], pieces: Pieces) -> Pieces:
