@@ -22,6 +22,7 @@ from onnxmesh.runtime import timeline
 from onnxmesh.runtime.bench import Request, bench
 from onnxmesh.runtime.bench_rank import Work
 from onnxmesh.runtime.bench_text import bench_text
+from onnxmesh.runtime.cuda import ranks
 from onnxmesh.runtime.engine import InstructionTime
 from onnxmesh.runtime.plan import Plan
 from onnxmesh.runtime.serialize import load
@@ -67,9 +68,9 @@ def gpu_rank(plan: Plan, factor: float) -> dict[str, Any]:
 
 def gpu_result(folder: Path) -> dict[str, Any]:
     plan = load(folder)
-    ranks = [gpu_rank(plan, factor) for factor in (1.0, 1.5)]
-    lines = timeline.aligned([timeline.from_json(own["timeline"]) for own in ranks], plan.programs[0])
-    return benchmarks.result(plan, Request(str(folder), WORK), ranks, lines)
+    measured = [gpu_rank(plan, factor) for factor in (1.0, 1.5)]
+    lines = timeline.aligned([timeline.from_json(own["timeline"]) for own in measured], plan.programs[0])
+    return benchmarks.result(plan, Request(str(folder), WORK), measured, lines)
 
 
 # --- results --------------------------------------------------------------------------------------------------
@@ -180,6 +181,15 @@ def test_help(command: Command, name: str) -> None:
     done = command(name, "--help")
     assert done.code == 0
     assert "--json" in done.out
+
+
+def test_ranks_that_a_session_controls_measure_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "_WORKER", (str(Path(__file__).with_name("cpu_worker.py")),))
+    monkeypatch.setattr(ranks, "device_count", lambda: 2)
+    found = bench(Request(str(folder), WORK, device="cuda"))
+    assert found is not None
+    assert [own["rank"] for own in found["per_rank"]] == [0, 1]
+    assert sum(entry["count"] for entry in found["kernels"]) == len(load(folder).programs[0].instructions)
 
 
 def test_ranks_of_mpi_measure_together(folder: Path, tmp_path: Path) -> None:
