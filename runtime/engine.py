@@ -64,7 +64,7 @@ class Engine:
         self.hook = hook
         self._xp = xp
         self._coordinate = self.communicator.mesh.coordinate(self.communicator.rank)
-        self._arena = xp.empty(program.arena_bytes, xp.uint8)
+        self._arena = self._new_arena(program.arena_bytes)
         self._inputs = [xp.empty(b.shape, dtype(b.dtype)) for b in self._input_buffers()]
         self._weights = weights
         self._given: dict[int, Array] = {}
@@ -112,6 +112,9 @@ class Engine:
                 late.append((given, port.buffer))
         self._prepare()
         self._late = [(given, self._arrays[buffer]) for given, buffer in late]
+
+    def _new_arena(self, nbytes: int) -> Array:
+        return self._xp.empty(nbytes, self._xp.uint8)
 
     def _prepare(self) -> None:
         """Bind every buffer to its memory, and look up what every instruction does there."""

@@ -61,6 +61,68 @@ def moves(
     return result
 
 
+def pushes(
+    item: Collective, number: int, x: Array, outs: Sequence[Array], ranks: int, here: int
+) -> list[tuple[int, Array, Array]] | None:
+    """(position, from, to): what rank `here` copies of its `x` into each rank's result, `outs` by position.
+
+    Together the ranks' copies fill every result, each element once. None where a collective is not made of copies.
+    """
+    attrs = item.attrs_of(number)
+    if item.kind == "Shift":
+        to = (here + attrs["offset"]) % ranks
+        return [(to, x, outs[to])]
+    if item.kind == "AllGather":
+        return _pushed_everywhere(attrs, x, outs, ranks, here)
+    if item.kind == "AllToAll":
+        return _pushed_apart(attrs, x, outs, ranks, here)
+    return None
+
+
+def pulls(item: Collective, number: int, x: Array, out: Array, ranks: int, here: int) -> list[tuple[Array, Array]]:
+    """(from, to): the parts of every rank's `x` that a ReduceScatter sums up into this rank's `out`."""
+    attrs, copies = item.attrs_of(number), list[tuple[Array, Array]]()
+    _copy_spans(copies, x, out, attrs["dim"], ranges(segments_of(attrs["segments"]), ranks, here))
+    return copies
+
+
+def _pushed_everywhere(
+    attrs: Mapping[str, Any], x: Array, outs: Sequence[Array], ranks: int, here: int
+) -> list[tuple[int, Array, Array]]:
+    dim, segments = attrs["dim"], segments_of(attrs["segments"])
+    result = []
+    locals_ = _spans([s.local(ranks) for s in segments])
+    for segment, own, (start, _) in zip(segments, locals_, _spans([s.size for s in segments])):
+        if segment.copies >= ranks:  # every rank holds it whole
+            to, targets = start, [here]
+        elif here % segment.copies:
+            continue
+        else:
+            to, targets = start + here // segment.copies * (own[1] - own[0]), list(range(ranks))
+        part = _span(x, dim, own)
+        result += [(rank, part, _span(outs[rank], dim, (to, to + own[1] - own[0]))) for rank in targets]
+    return result
+
+
+def _pushed_apart(
+    attrs: Mapping[str, Any], x: Array, outs: Sequence[Array], ranks: int, here: int
+) -> list[tuple[int, Array, Array]] | None:
+    split, concat = attrs["split_dim"], attrs["concat_dim"]
+    given, held = segments_of(attrs["split_segments"]), segments_of(attrs["concat_segments"])
+    if split == concat or any(s.copies > 1 for s in (*given, *held)):
+        return None
+    kept = ranges(held, ranks, here)
+    own = _spans([stop - start for start, stop in kept])
+    result = []
+    for rank in range(ranks):
+        sent = ranges(given, ranks, rank)
+        for a, at in zip(sent, _spans([stop - start for start, stop in sent])):
+            for b, part in zip(kept, own):
+                to = _span(_span(outs[rank], concat, b), split, at)
+                result.append((rank, _span(_span(x, split, a), concat, part), to))
+    return result
+
+
 def staged(kind: str, attrs: Mapping[str, Any], shape: Shape, out: Shape) -> tuple[bool, bool]:
     """Whether a collective packs its input of `shape`, and unpacks its result: there it takes any strides."""
     if kind == "ReduceScatter":

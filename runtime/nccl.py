@@ -52,12 +52,14 @@ class NcclGroups:
 
     Attributes:
         where: says how far the GPU has come, for the message when it comes no further.
+        on_abort: called when all communication is to end: whatever else waits for other ranks stops waiting.
     """
 
     def __init__(self, world: World, given: Mapping[tuple[int, ...], Any] | None = None, kept: Any = None) -> None:
         self.world = world
         self.failure: Exception | None = None
         self.where: Callable[[], str] = lambda: "for its GPU"
+        self.on_abort: list[Callable[[], None]] = []
         self._communicators: dict[tuple[int, ...], Any] = dict(given or {})
         self._given, self._kept = given is not None, kept
         self._deadline: tuple[float, float] | None = None
@@ -126,6 +128,8 @@ class NcclGroups:
         if self.world.size == 1 or self.failure is not None or self._closed.is_set():
             return
         self.failure = failure
+        for stop in list(self.on_abort):
+            stop()
         threading.Thread(target=self._end_process, args=(failure,), daemon=True).start()
         for communicator in list(self._communicators.values()):
             with suppress(Exception):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxmesh.runtime.collectives import execute
-from onnxmesh.runtime.exchange import Moves, moves, staged, staging_bytes
+from onnxmesh.runtime.exchange import Moves, moves, pulls, pushes, staged, staging_bytes
 from onnxmesh.runtime.memory import aligned
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Segment, Shard, cut
@@ -92,6 +92,33 @@ def test_moves_do_what_the_collective_does(kind, attrs, held, given, batch):
         np.testing.assert_array_equal(result, right)
     buffers = [Buffer("float64", x.shape, "arena") for x in (given_arrays[0], expected[0])]
     assert staging_bytes(item, buffers, RANKS) == size[0] // RANKS
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("kind", "attrs", "held", "given"), cases(RANKS))
+def test_what_ranks_push_into_each_other_fills_the_results_once(kind, attrs, held, given, batch):
+    item = Collective(kind, "tp", (0,), (1,), attrs)
+    pieces = samples(held, given, batch, RANKS)
+    expected = run_ranks(Mesh.of(tp=RANKS), lambda comm: execute(item, pieces[comm.rank], comm, np))
+    results = [_apart(np.full_like(x, np.nan)) for x in expected]
+    written = [np.zeros(x.shape, int) for x in expected]
+    for rank in range(RANKS):
+        if kind == "ReduceScatter":
+            for number, (source, target) in enumerate(pulls(item, 0, pieces[rank], results[rank], RANKS, rank)):
+                parts = [pulls(item, 0, x, results[rank], RANKS, rank)[number][0] for x in pieces]
+                assert source is not None
+                target[...] = sum(parts)
+            continue
+        copies = pushes(item, 0, pieces[rank], results, RANKS, rank)
+        counted = pushes(item, 0, pieces[rank], written, RANKS, rank)
+        if copies is None or counted is None:
+            pytest.skip("not made of copies")
+        for (_, source, target), (_, _, counts) in zip(copies, counted):
+            target[...] = source
+            counts += 1
+    for result, right, counts in zip(results, expected, written):
+        np.testing.assert_array_equal(result, right)
+        assert kind == "ReduceScatter" or (counts == 1).all()
 
 
 def _apart(x):

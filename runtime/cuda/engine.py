@@ -16,9 +16,11 @@ import numpy as np
 import onnxmesh.runtime.cuda.kernels
 import onnxmesh.runtime.cuda.launch_all  # noqa: F401  (both register)
 from onnxmesh.runtime.comm import Communicator
-from onnxmesh.runtime.cuda import collectives
+from onnxmesh.runtime.cuda import collectives, peer_collectives, peer_memory
 from onnxmesh.runtime.cuda.device import import_cupy
 from onnxmesh.runtime.cuda.launchers import Job, Workspace, prepare
+from onnxmesh.runtime.cuda.launchers import Launch as Launched
+from onnxmesh.runtime.cuda.peer_memory import PeerMemory
 from onnxmesh.runtime.cuda.progress import Progress, where
 from onnxmesh.runtime.cuda.sharing import multiprocessors
 from onnxmesh.runtime.cuda.streams import Streams, Task
@@ -69,6 +71,7 @@ class CudaEngine(Engine):
         self.not_captured: list[str] = []
         self.generic: list[str] = []
         self._progress = self._watched(program, communicator)
+        self._peers: PeerMemory | None = None
         super().__init__(program, weights, communicator, device.xp, hook)
 
     @property
@@ -114,8 +117,11 @@ class CudaEngine(Engine):
             return profile(self._streams, self._tasks, self._launch, self._device.synchronize, repeat)
 
     def close(self) -> None:
-        """Let the graphs go: NCCL waits for graphs before it ends (pytorch/pytorch#115388)."""
+        """Let the graphs go: NCCL waits for graphs before it ends (pytorch/pytorch#115388). All ranks together."""
         self._pieces = []
+        if self._peers is not None:
+            self._peers.close()
+            self._peers = None
 
     @staticmethod
     def _watched(program: Program, communicator: Communicator) -> Progress | None:
@@ -127,6 +133,15 @@ class CudaEngine(Engine):
         return progress
 
     # --- preparing ------------------------------------------------------------------------------------------
+
+    def _new_arena(self, nbytes: int) -> Array:
+        """The arena; of several ranks, mapped into each other if it can be."""
+        with self._device.scope():
+            if not isinstance(self.communicator, NcclCommunicator) or self.communicator.mesh.size == 1:
+                return self._xp.empty(nbytes, self._xp.uint8)
+            arena = peer_memory.allocate(nbytes)
+            self._peers = PeerMemory.share(arena, self.communicator.groups)
+            return arena
 
     def _prepare(self) -> None:
         with self._device.scope():
@@ -148,7 +163,7 @@ class CudaEngine(Engine):
             if isinstance(item, Launch):
                 launch = prepare(self._job(index, item, ins, outs))
             elif isinstance(self.communicator, NcclCommunicator):
-                launch = collectives.prepare(item, ins, outs, self.communicator, self._staged(item.stream))
+                launch = self._prepare_collective(item, ins, outs, self.communicator)
             if launch is not None:
                 return Task(index, item, launch)
             step = self._step(item)
@@ -159,6 +174,15 @@ class CudaEngine(Engine):
                 self._store(out, result)
 
         return Task(index, item, run, obstacle=_obstacle(item))
+
+    def _prepare_collective(
+        self, item: Collective, ins: Sequence[Array], outs: Sequence[Array], rank: NcclCommunicator
+    ) -> Launched | None:
+        """Through peer memory if it can be, else through NCCL."""
+        launch = None
+        if self._peers is not None:
+            launch = peer_collectives.prepare(item, ins, outs, rank, self._peers)
+        return launch or collectives.prepare(item, ins, outs, rank, self._staged(item.stream))
 
     def _job(self, index: int, item: Launch, ins: Sequence[Array | None], outs: Sequence[Array]) -> Job:
         constant = tuple(i >= 0 and self._root_kind(i) == "weight" for i in item.ins)
