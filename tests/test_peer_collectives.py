@@ -37,7 +37,7 @@ def test_an_unaligned_place_narrows_the_vectors() -> None:
 
 
 def test_more_loops_than_the_kernels_have_are_refused() -> None:
-    x = np.zeros((4, 4, 4, 4, 4))[:, ::2, :2, ::2, ::2]
+    x = np.zeros((4, 4, 4, 4, 4))[:, :3, :3, :3, ::2]
     with pytest.raises(_TooManyLoops):
         _strided(x, np.zeros(x.shape))
 
