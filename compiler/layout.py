@@ -13,16 +13,25 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxmesh.compiler.ir.view import plain_attrs, shape_of
+from onnxmesh.compiler.ir.view import shape_of
 from onnxmesh.compiler.ir.window import Window
+from onnxmesh.compiler.moves import (
+    BIJECTIVE,
+    MOVING,
+    Path,
+    follow,
+    inverse,
+    path_of,
+    permutation,
+    side_by_side,
+    through,
+)
 from onnxmesh.compiler.ops.collectives import VIEWS
 from onnxmesh.compiler.strides import takes, writes
 
 MOST_COPIES = 1
 """Parts of a Concat that may be copied; with more of them the Concat stays one instruction."""
 
-_BIJECTIVE = (*VIEWS, "Transpose")
-_MOVING = (*_BIJECTIVE, "Slice", "Split", "Expand")
 _PLACE, _RENAMES = "place", "renames"
 
 
@@ -74,7 +83,7 @@ class _Layout:
             elif node.op_type == "Transpose" and not renames(node):
                 self._permute(node)
         for node in list(self.graph):
-            if node.op_type in _MOVING and not renames(node):
+            if node.op_type in MOVING and not renames(node) and _PLACE not in node.outputs[0].meta:
                 self._view(node)
             elif node.op_type == "Concat" and not renames(node):
                 self._rejoin(node)
@@ -93,20 +102,52 @@ class _Layout:
             else:
                 placed.update(chain)
         if not placed or len(rest) > MOST_COPIES:
+            self._stack(node)
             return
         self._settle(placed, node)
         for i in rest:
             _put(_copied(node, i), parts[i][1])
+
+    def _stack(self, node: ir.Node) -> None:
+        """Let what a Concat's parts are pieces of be written side by side, if then they are neighbours themselves.
+
+        The values of a text and of an image, each a piece of a joined product, are one piece of both products.
+        """
+        paths = [path_of(value) for value in node.inputs if value is not None]
+        sources = [path[0][0] for path in paths]
+        if len(set(sources)) < len(paths) or _PLACE in node.outputs[0].meta:
+            return
+        for axis in range(len(shape_of(sources[0]))):
+            stacked = _stacked(sources, axis, f"{node.name}~both")
+            if stacked and self._are_neighbours(node, paths, stacked):
+                for source, place in stacked.items():
+                    _put(source, place)
+                return
+
+    def _are_neighbours(self, node: ir.Node, paths: Iterable[Path], stacked: Mapping[ir.Value, Place]) -> bool:
+        """Whether all sources can be written, and read, where they are stacked, and the Concat is a view of them."""
+        windows = []
+        for path in paths:
+            source, place = path[0][0], stacked[path[0][0]]
+            producer = source.producer()
+            if producer is None or producer.op_type in ("Concat", *MOVING) or _PLACE in source.meta:
+                return False
+            window = follow(path, place.window)
+            able = writes(producer, source.index() or 0, place.window) and self._suits(source, place)
+            if window is None or not able:
+                return False
+            windows.append(window)
+        base = next(iter(stacked.values())).base
+        return self._fits(node.outputs[0], base, side_by_side(windows, node.attributes.get_int("axis", 0)))
 
     def _permute(self, node: ir.Node) -> None:
         """Let the input of a Transpose be written in the output's order, if no reader takes a transposed view."""
         value, out = node.inputs[0], node.outputs[0]
         assert value is not None
         here = place_of(value)
-        if self._suits(out, Place(here.base, here.window.transposed(_perm(node)))):
+        if self._suits(out, Place(here.base, here.window.transposed(permutation(node)))):
             return
-        wanted = _inverse(node, place_of(out))
-        chain = wanted and self._chain(value, wanted, node)
+        chain = self._chain(value, before, node) if (before := _before(node, place_of(out))) else None
         if chain:
             self._settle(chain, node)
         else:
@@ -120,14 +161,22 @@ class _Layout:
         producer = value.producer()
         if producer is None or _PLACE in value.meta or not self._suits(value, place, reader):
             return None
-        if producer.op_type in _BIJECTIVE:
-            source, before = producer.inputs[0], _inverse(producer, place)
+        if producer.op_type in BIJECTIVE:
+            source, before = producer.inputs[0], _before(producer, place)
             assert source is not None
             chain = self._chain(source, before, producer) if before else None
             return {value: place, **chain} if chain else None
-        if producer.op_type in _MOVING or not writes(producer, value.index() or 0, place.window):
+        if producer.op_type in MOVING and self._may_be_view(producer):
             return None
-        return {value: place}
+        return {value: place} if writes(producer, value.index() or 0, place.window) else None
+
+    def _may_be_view(self, node: ir.Node) -> bool:
+        """Whether what a moving op makes may well be a view of its input; else it is a copy wherever it lies."""
+        value = node.inputs[0]
+        assert value is not None
+        here = place_of(value)
+        found = through(node, here.window)
+        return len(found) > 1 or self._fits(node.outputs[0], here.base, found[0])
 
     def _settle(self, chain: Mapping[ir.Value, Place], node: ir.Node) -> None:
         """Place the values of chains; what lies between them, and `node`, move nothing any more."""
@@ -135,7 +184,7 @@ class _Layout:
         for value, place in chain.items():
             _put(value, place)
             producer = value.producer()
-            if producer is not None and producer.op_type in _BIJECTIVE:
+            if producer is not None and producer.op_type in BIJECTIVE:
                 producer.meta[_RENAMES] = True
 
     # --- views ----------------------------------------------------------------------------------------------
@@ -145,7 +194,7 @@ class _Layout:
         value = node.inputs[0]
         assert value is not None
         here = place_of(value)
-        found = _through(node, here.window)
+        found = through(node, here.window)
         same = node.op_type in VIEWS and here.window == Window.whole(shape_of(here.base))
         pairs = list(zip(node.outputs, found, strict=True))
         unfit = [] if same else [out for out, window in pairs if not self._fits(out, here.base, window)]
@@ -168,7 +217,7 @@ class _Layout:
     def _rejoin(self, node: ir.Node) -> None:
         """A Concat of neighbouring parts of one memory is a view of them all."""
         places = [place_of(value) for value in node.inputs if value is not None]
-        joined = _joined([place.window for place in places], node.attributes.get_int("axis", 0))
+        joined = side_by_side([place.window for place in places], node.attributes.get_int("axis", 0))
         same = len({place.base for place in places}) == 1 and _PLACE not in node.outputs[0].meta
         if same and self._fits(node.outputs[0], places[0].base, joined):
             assert joined is not None
@@ -182,8 +231,8 @@ class _Layout:
         return all(self._takes(use.node, use.idx, place) for use in value.uses() if use.node is not without)
 
     def _takes(self, node: ir.Node, index: int, place: Place) -> bool:
-        if node.op_type in _MOVING and node not in self.copies:
-            pairs = zip(node.outputs, _through(node, place.window), strict=True)
+        if node.op_type in MOVING and node not in self.copies:
+            pairs = zip(node.outputs, through(node, place.window), strict=True)
             return all(self._fits(out, place.base, window) for out, window in pairs)
         return takes(node, index, place.window)
 
@@ -212,25 +261,23 @@ def _parts(node: ir.Node) -> Iterable[tuple[ir.Value, Place]]:
         start += size
 
 
-def _joined(parts: Sequence[Window], axis: int) -> Window | None:
-    """The window that holds all parts one after another along `axis`; None where they do not lie so."""
-    first = parts[0]
-    axis %= len(first.shape)
-    step = max((part.strides[axis] for part in parts if part.shape[axis] > 1), default=None)
-    if step is None and len(parts) > 1:
-        step = parts[1].offset - first.offset
-    size = sum(part.shape[axis] for part in parts)
-    whole = Window(
-        tuple(size if i == axis else n for i, n in enumerate(first.shape)),
-        tuple(step or 0 if i == axis else s for i, s in enumerate(first.strides)),
-        first.offset,
-    )
-    start = 0
-    for part in parts:
-        if not part.lies_as(whole.part(axis, start, part.shape[axis])):
-            return None
-        start += part.shape[axis]
-    return whole
+def _before(node: ir.Node, place: Place) -> Place | None:
+    """Where the input of a bijective op lies, if its output lies at `place`; None: no window says that."""
+    window = inverse(node, place.window)
+    return Place(place.base, window) if window else None
+
+
+def _stacked(values: Sequence[ir.Value], axis: int, name: str) -> dict[ir.Value, Place] | None:
+    """Places for values in one new memory, one after another along `axis`; None where they do not fit together."""
+    shapes = [list(shape_of(value)) for value in values]
+    others = {(value.type, *shape[:axis], None, *shape[axis + 1 :]) for value, shape in zip(values, shapes)}
+    if len(others) > 1 or len({len(shape) for shape in shapes}) > 1:
+        return None
+    whole = (*shapes[0][:axis], sum(shape[axis] for shape in shapes), *shapes[0][axis + 1 :])
+    base = ir.Value(name=name, shape=ir.Shape(whole), type=values[0].type)
+    starts = [sum(shape[axis] for shape in shapes[:i]) for i in range(len(shapes))]
+    window = Window.whole(whole)
+    return {v: Place(base, window.part(axis, start, s[axis])) for v, start, s in zip(values, starts, shapes)}
 
 
 def _copied(node: ir.Node, index: int) -> ir.Value:
@@ -250,47 +297,3 @@ def _copy(node: ir.Node, value: ir.Value) -> tuple[ir.Node, ir.Value]:
     out = copy.outputs[0]
     out.name, out.type, out.shape = f"{value.name}~{node.name}", value.type, value.shape
     return copy, out
-
-
-def _through(node: ir.Node, window: Window) -> list[Window | None]:
-    """The windows of a moving op's outputs, where its input lies in `window`; None: none says that."""
-    attrs, shapes = plain_attrs(node), [shape_of(value) for value in node.outputs]
-    match node.op_type:
-        case "Transpose":
-            return [window.transposed(_perm(node))]
-        case "Expand":
-            return [window.expanded(shapes[0])]
-        case "Slice":
-            return [_sliced(window, attrs["axes"], attrs["starts"], attrs["steps"], shapes[0])]
-        case "Split":
-            axis = int(attrs.get("axis", 0)) % len(window.shape)
-            starts = [sum(shape[axis] for shape in shapes[:i]) for i in range(len(shapes))]
-            return [window.part(axis, start, shape[axis]) for start, shape in zip(starts, shapes)]
-        case _:
-            return [window.reshaped(shapes[0])]
-
-
-def _sliced(
-    window: Window, axes: Iterable[int], starts: Iterable[int], steps: Iterable[int], shape: tuple[int, ...]
-) -> Window | None:
-    for axis, start, step in zip(axes, starts, steps):
-        if step < 1:
-            return None
-        window = window.part(axis, start, shape[axis], step)
-    return window
-
-
-def _inverse(node: ir.Node, place: Place) -> Place | None:
-    """Where the input of a Reshape or Transpose lies, if its output lies at `place`."""
-    value, window = node.inputs[0], place.window
-    assert value is not None
-    if node.op_type == "Transpose":
-        perm = _perm(node)
-        return Place(place.base, window.transposed([perm.index(i) for i in range(len(perm))]))
-    found = window.reshaped(shape_of(value))
-    return Place(place.base, found) if found else None
-
-
-def _perm(node: ir.Node) -> list[int]:
-    perm = plain_attrs(node).get("perm")
-    return list(perm or reversed(range(len(shape_of(node.outputs[0])))))

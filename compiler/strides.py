@@ -56,7 +56,8 @@ def _any(window: Window, index: int, vector: int, writes: bool) -> bool:
 
 def _rows(window: Window, index: int, vector: int, writes: bool) -> bool:
     """Generated kernels: the last dim is contiguous, or one element repeated."""
-    return window.inner == 1 or (window.inner == 0 and not writes)
+    last = window.strides[-1] if window.shape and window.shape[-1] > 1 else 1
+    return last == 1 or (last == 0 and not writes)
 
 
 def _first(window: Window, index: int, vector: int, writes: bool) -> bool:

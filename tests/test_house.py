@@ -25,6 +25,7 @@ LAYERS = (
         "onnxmesh.compiler.frontend",
         "onnxmesh.compiler.sources",
         "onnxmesh.compiler.layout",
+        "onnxmesh.compiler.moves",
         "onnxmesh.compiler.strides",
         "onnxmesh.compiler.lower",
         "onnxmesh.compiler.memory",

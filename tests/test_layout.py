@@ -89,6 +89,17 @@ def linear(net: Net, x: ir.Value, columns: int = WIDTH) -> ir.Value:
     return net.op("MatMul", x, weight, shape=(*rows.numpy()[:-1], columns))
 
 
+def split(net: Net, x: ir.Value, count: int) -> list[ir.Value]:
+    """`count` equal pieces along the last dim."""
+    assert x.shape is not None
+    *rows, columns = x.shape.numpy()
+    node = ir.node("Split", [x], {"axis": len(rows)}, num_outputs=count, name=f"split{len(net.graph)}")
+    for number, value in enumerate(node.outputs):
+        value.name, value.shape, value.dtype = f"{node.name}-{number}", ir.Shape((*rows, columns // count)), x.dtype
+    net.graph.append(node)
+    return list(node.outputs)
+
+
 # --- views --------------------------------------------------------------------------------------------------
 
 
@@ -103,12 +114,7 @@ def test_nothing_moves_around_an_attention() -> None:
 
 def test_pieces_of_a_joined_product_are_views() -> None:
     net = Net()
-    joined = linear(net, net.input(B, S, WIDTH), 3 * WIDTH)
-    split = ir.node("Split", [joined], {"axis": 2}, num_outputs=3, name="split")
-    for number, value in enumerate(split.outputs):
-        value.name, value.shape, value.dtype = f"piece{number}", ir.Shape((B, S, WIDTH)), joined.dtype
-    net.graph.append(split)
-    q, k, v = (heads(net, value) for value in split.outputs)
+    q, k, v = (heads(net, piece) for piece in split(net, linear(net, net.input(B, S, WIDTH), 3 * WIDTH), 3))
     out = together(net, net.op("Attention", q, k, v, shape=(B, H, S, D)))
     assert laid(net, linear(net, out)).moves == []
 
@@ -159,11 +165,7 @@ def test_a_slice_from_the_end_is_copied() -> None:
 
 def test_one_piece_of_a_split_is_copied_if_only_its_reader_takes_no_strides() -> None:
     net = Net()
-    split = ir.node("Split", [net.op("Neg", net.input(S, 8))], {"axis": 1}, num_outputs=2, name="split")
-    for number, value in enumerate(split.outputs):
-        value.name, value.shape, value.dtype = f"piece{number}", ir.Shape((S, 4)), ir.DataType.FLOAT
-    net.graph.append(split)
-    first, second = split.outputs
+    first, second = split(net, net.op("Neg", net.input(S, 8)), 2)
     result = laid(net, net.op("Abs", first), net.op("CumSum", second, axis=0))
     assert sorted(result.kernels) == ["Abs", "Concat", "CumSum", "Neg"]
 
@@ -241,6 +243,31 @@ def test_neighbouring_parts_of_one_memory_need_no_concat() -> None:
     x = net.op("Neg", net.input(4, 8))
     parts = [net.op("Slice", x, axes=[0], starts=[i], steps=[1], shape=(2, 8)) for i in (2, 0)]
     assert laid(net, net.op("Abs", net.op("Concat", *parts, axis=0, shape=(4, 8)))).moves == ["Concat"]
+
+
+def test_equal_pieces_of_two_products_are_one_piece_of_both() -> None:
+    """Text and image: the products are written side by side, and so their values are neighbours."""
+    net = Net()
+    text, image = (split(net, linear(net, net.input(1, size, WIDTH), 3 * WIDTH), 3) for size in (3, 5))
+    pairs = [(text[0], image[0]), (net.op("Neg", text[1]), net.op("Neg", image[1])), (text[2], image[2])]
+    joined = [net.op("Concat", *pair, axis=1, shape=(1, 8, WIDTH)) for pair in pairs]
+    q, k, v = (
+        net.op("Transpose", net.op("Reshape", x, shape=(1, 8, H, D)), perm=[0, 2, 1, 3], shape=(1, H, 8, D))
+        for x in joined
+    )
+    out = net.op("Attention", q, k, v, shape=(1, H, 8, D))
+    assert laid(net, net.op("Abs", out)).moves == []
+    assert place_of(q).base is place_of(v).base and place_of(k).base is joined[1]
+
+
+def test_what_is_a_copy_in_any_case_is_made_in_its_place() -> None:
+    """A table of angles, each twice: Expand and Reshape write two parts of a Concat."""
+    net = Net()
+    tables = [
+        net.op("Reshape", net.op("Expand", net.op(op, net.input(S, 4, 1)), shape=(S, 4, 2)), shape=(S, 8))
+        for op in ("Sin", "Cos")
+    ]
+    assert laid(net, net.op("Abs", net.op("Concat", *tables, axis=1, shape=(S, 16)))).moves == ["Expand"] * 2
 
 
 def test_what_takes_no_strides_writes_and_reads_row_major_memory() -> None:
@@ -346,10 +373,10 @@ def moves_of(model: str, tp: int, cp: int, strategy: CpStrategy) -> Counter[str]
 
 
 @pytest.mark.parametrize(("model", "tp", "cp", "strategy", "copies"), [
-    ("flux", 1, 1, "auto", {"Concat": 1}),  # the values of text and image, from two joined products
-    ("flux", 2, 1, "auto", {"Concat": 1}),
-    ("flux", 1, 2, "ulysses", {"Concat": 1}),
-    ("flux", 1, 2, "allgather", {"Concat": 2}),  # and those that are sent
+    ("flux", 1, 1, "auto", {}),
+    ("flux", 2, 1, "auto", {}),
+    ("flux", 1, 2, "ulysses", {}),
+    ("flux", 1, 2, "allgather", {"Concat": 2}),  # values, which are sent from row-major memory
     ("flux", 1, 2, "ring", {"Concat": 1, "Transpose": 1}),
     ("llama-8b", 1, 1, "auto", {}),
     ("llama-8b", 2, 1, "auto", {}),
