@@ -53,31 +53,29 @@ extern "C" __global__ void __launch_bounds__(BLOCK) gemv(
     __shared__ unsigned order;
 
     float sum[M][PACK] = {};
-    if (column < n) {
-        int row = first + line;
-        for (; row + (UNROLL - 1) * LINES < last; row += UNROLL * LINES) {
-            Pack<T, PACK> weight[UNROLL];
-            T factor[UNROLL][M];
+    // All loads of a step are under way at once; in the last step those of rows that are not there are left out.
+    const auto step = [&](int row, bool whole) {
+        Pack<T, PACK> weight[UNROLL] = {};
+        T factor[UNROLL][M] = {};
 #pragma unroll
-            for (int u = 0; u < UNROLL; ++u) weight[u] = get<T, PACK>(w + (row + u * LINES) * ldw + column);
+        for (int u = 0; u < UNROLL; ++u)
+            if (whole || row + u * LINES < last) weight[u] = get<T, PACK>(w + (row + u * LINES) * ldw + column);
 #pragma unroll
-            for (int u = 0; u < UNROLL; ++u)
+        for (int u = 0; u < UNROLL; ++u)
 #pragma unroll
-                for (int i = 0; i < M; ++i) factor[u][i] = x[i * ldx + row + u * LINES];
+            for (int i = 0; i < M; ++i)
+                if (whole || row + u * LINES < last) factor[u][i] = x[i * ldx + row + u * LINES];
 #pragma unroll
-            for (int u = 0; u < UNROLL; ++u)
-#pragma unroll
-                for (int i = 0; i < M; ++i)
-#pragma unroll
-                    for (int j = 0; j < PACK; ++j) sum[i][j] += wide(factor[u][i]) * wide(weight[u].v[j]);
-        }
-        for (; row < last; row += LINES) {
-            const Pack<T, PACK> weight = get<T, PACK>(w + row * ldw + column);
+        for (int u = 0; u < UNROLL; ++u)
 #pragma unroll
             for (int i = 0; i < M; ++i)
 #pragma unroll
-                for (int j = 0; j < PACK; ++j) sum[i][j] += wide(x[i * ldx + row]) * wide(weight.v[j]);
-        }
+                for (int j = 0; j < PACK; ++j) sum[i][j] += wide(factor[u][i]) * wide(weight[u].v[j]);
+    };
+    if (column < n) {
+        int row = first + line;
+        for (; row + (UNROLL - 1) * LINES < last; row += UNROLL * LINES) step(row, true);
+        if (row < last) step(row, false);
     }
 #pragma unroll
     for (int i = 0; i < M; ++i)
