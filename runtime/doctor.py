@@ -83,6 +83,7 @@ _VARIABLES = {
     "ONNXMESH_TF32": "products of float32 in TF32: faster, and only 10 bits of mantissa",
     "OMP_NUM_THREADS": "threads of the CPU's products",
 }
+_MEASURE = ("-m", "onnxmesh.runtime.cuda.measure")
 _SECONDS = {"check": 180.0, "profile": 1200.0}
 """How long a measurement may take."""
 
@@ -279,7 +280,7 @@ def _measured(what: str, ranks: int) -> Json:
     store = StoreServer()
     with TemporaryDirectory(prefix="onnxmesh-") as folder:
         output = Path(folder) / "rows.json"
-        command = [sys.executable, "-m", "onnxmesh.runtime.cuda.measure", what, str(output)]
+        command = [sys.executable, *_MEASURE, what, str(output)]
         processes = []
         try:
             for rank in range(ranks):
@@ -288,7 +289,7 @@ def _measured(what: str, ranks: int) -> Json:
                 environment["MASTER_ADDR"] = "127.0.0.1"
                 environment.pop("TORCHELASTIC_USE_AGENT_STORE", None)
                 processes.append(_start(command, environment, Path(folder) / f"{rank}.log"))
-            _wait(processes, time.monotonic() + _SECONDS[what])
+            _wait(processes, time.monotonic() + _SECONDS.get(what, 60.0))
             codes = [process.returncode for process in processes]
             if any(codes):
                 rank = next(rank for rank, code in enumerate(codes) if code)

@@ -8,6 +8,7 @@ from collections.abc import Collection
 import numpy as np
 
 from onnxmesh.runtime.comm import Call, Parcels
+from onnxmesh.runtime.dtypes import dtype
 from onnxmesh.runtime.host import HostCommunicator
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.rendezvous import Store, World
@@ -25,7 +26,8 @@ class StoreCommunicator(HostCommunicator):
         here = call.group.index(self.rank)
         for to, parcel in parcels.items():
             if to != here:
-                self._store.set(f"{call}/{here}-{to}", base64.b64encode(np.ascontiguousarray(parcel)).decode())
+                data = base64.b64encode(np.ascontiguousarray(parcel).view(np.uint8)).decode()
+                self._store.set(f"{call}/{here}-{to}", f"{' '.join(map(str, parcel.shape))}/{data}")
         return {i: parcels[here] if i == here else self._receive(call, i, here) for i in sources}
 
     def close(self) -> None:
@@ -36,5 +38,5 @@ class StoreCommunicator(HostCommunicator):
 
     def _receive(self, call: Call, source: int, here: int) -> np.ndarray:
         text = self._store.get(f"{call}/{source}-{here}", f"rank {call.group[source]}")
-        data = np.frombuffer(base64.b64decode(text), np.dtype(call.dtype))
-        return data.reshape(call.shape)
+        shape, _, data = text.partition("/")
+        return np.frombuffer(base64.b64decode(data), dtype(call.dtype)).reshape([int(size) for size in shape.split()])

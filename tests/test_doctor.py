@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from onnxmesh.runtime.engine import Engine
 from onnxmesh.runtime.errors import RunError
 from onnxmesh.runtime.host import LoneCommunicator
 from onnxmesh.runtime.mesh import Mesh
+from onnxmesh.runtime.profile import load
 from onnxmesh.runtime.profile_fit import fit
 from onnxmesh.runtime.threads import run_ranks
 
@@ -205,6 +207,42 @@ def test_what_is_measured_makes_a_profile() -> None:
     profile = fit("a laptop", 2, found, {})
     assert profile.gemm["float32"].rate > 0
     assert profile.contention >= 1
+
+
+@pytest.fixture
+def _two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this host had two GPUs, whose ranks then run on the CPU."""
+    gpu = {"name": "NVIDIA H200", "memory_bytes": 1 << 37, "compute_capability": "9.0", "processors": 132, "bus": "0"}
+    monkeypatch.setattr(doctor, "_MEASURE", (str(Path(__file__).with_name("cpu_measure.py")),))
+    monkeypatch.setattr(doctor, "_gpus", lambda: ([{**gpu, "index": i} for i in range(2)], ""))
+    monkeypatch.setattr(doctor, "_links", lambda gpus: iter(()))
+
+
+@pytest.mark.usefixtures("_two_gpus")
+def test_the_doctor_starts_ranks_and_collects_what_they_measure() -> None:
+    found = doctor.examine()
+    assert [row["kind"] for row in found["collectives"]] == list(programs.KINDS)
+    assert all(row["correct"] and row["ranks"] == 2 for row in found["collectives"])
+    assert found["seconds"] > 0
+    assert "every result was right" in doctor_text(found)
+
+
+@pytest.mark.usefixtures("_two_gpus")
+def test_the_doctor_writes_a_profile(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    done = command("doctor", "--profile", path)
+    assert done.code == 0, done.err
+    assert f"compile --profile {path}" in " ".join(done.out.split())
+    profile = load(path)
+    assert (profile.name, profile.processors) == ("H200", 132)
+    assert profile.about["gpus"] == 2
+    assert len(profile.about["rows"]["gemm"]) == 3
+
+
+@pytest.mark.usefixtures("_two_gpus")
+def test_a_rank_that_fails_is_named_with_what_it_said() -> None:
+    with pytest.raises(RunError, match="rank 0 of the measurement failed: error: this one fails"):
+        doctor._measured("fail", 2)
 
 
 def test_ranks_to_measure() -> None:
