@@ -191,3 +191,26 @@ def _block(make: Make, kind: str, part: int) -> list[Laid]:
         m[empty], l[empty] = -np.inf, 0
         o.values[empty] = 0
     return [o, laid(m), laid(l)]
+
+
+def selections() -> Iterator[Case]:
+    """TopK, ArgMax, ArgMin and CumSum, with equal entries and NaN."""
+    make = Make(10)
+    for kind in ("float32", "bfloat16", "int64"):
+        for how in LAYOUTS:
+            x = make(kind, 3, 9, 5, how=how)
+            x.values[0, 2] = x.values[0, 7] = x.values[0, 8]
+            if kind != "int64":
+                x.values[1, 3, 1] = x.values[1, 5, 1] = np.nan
+            for largest in (0, 1):
+                types = [(dtype(kind), (3, 4, 5)), (np.dtype("int64"), (3, 4, 5))]
+                yield case("TopK", [x], types, how=make.layout(), axis=1, k=4, largest=largest)
+            for op in ("ArgMax", "ArgMin"):
+                last = int(make.rng.integers(2))
+                if last and kind != "int64":
+                    x = make(kind, 3, 9, 5, how=how)
+                yield case(op, [x], [(np.dtype("int64"), (3, 5))], axis=1, keepdims=0, select_last_index=last)
+                yield case(op, [x], [(np.dtype("int64"), (1, 9, 5))], select_last_index=last)
+            x = make(kind, 3, 9, 5, how=how)
+            yield case("CumSum", [x], how=make.layout(), axis=-2, exclusive=int(make.rng.integers(2)))
+            yield case("CumSum", [x], axis=2, reverse=1)

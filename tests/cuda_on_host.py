@@ -9,11 +9,13 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from onnxmesh.runtime.cuda.codegen.operand import Source
 from onnxmesh.runtime.cuda.codegen.prelude import MATH, PORTABLE
+from onnxmesh.runtime.cuda.launchers import Launch
 
 COMPILER = shutil.which("g++")
 """None where there is none: tests then skip."""
@@ -113,6 +115,30 @@ class Library:
         """Run a kernel on these addresses, which stand in the order of its parameters."""
         values = (ctypes.c_void_p * len(addresses))(*addresses)
         getattr(self._library, f"launch_{source.name}")(values, source.grid, source.block)
+
+
+class Host:
+    """Stands in for a GPU: launches are collected, compiled together, and then run, one at a time."""
+
+    def __init__(self) -> None:
+        self.sources: list[Source] = []
+        self._library: Library | None = None
+        self._lock = threading.Lock()
+
+    def enqueue(self, source: Source, addresses: Sequence[int]) -> Launch:
+        """In place of `compiling.enqueue`."""
+        self.sources.append(source)
+
+        def launch(stream: int) -> None:
+            assert self._library is not None
+            with self._lock:
+                self._library.launch(source, addresses)
+
+        return launch
+
+    def compile(self, folder: Path) -> None:
+        """Make what has been enqueued runnable."""
+        self._library = compiled(self.sources, folder)
 
 
 def compiled(sources: Sequence[Source], folder: Path, prelude: str = "") -> Library:

@@ -10,10 +10,11 @@ import cuda_on_host
 import numpy as np
 import pytest
 from codegen_cases import Case, elementwise_ops, expressions, of_samples
+from cuda_on_host import Host
 
 from onnxmesh.runtime.cuda.codegen import compiling, launching, moving, rows  # noqa: F401  (register)
 from onnxmesh.runtime.cuda.codegen.copy import copies, strided_copy
-from onnxmesh.runtime.cuda.codegen.operand import Operand, Source
+from onnxmesh.runtime.cuda.codegen.operand import Operand
 from onnxmesh.runtime.cuda.launchers import _LAUNCHERS, Job, Launch, Workspace, prepare
 from onnxmesh.runtime.dtypes import dtype
 
@@ -22,28 +23,6 @@ pytestmark = pytest.mark.skipif(cuda_on_host.COMPILER is None, reason="needs g++
 BF16 = "bfloat16"
 OURS = frozenset(op for op, found in _LAUNCHERS.items() if any("codegen" in function.__module__ for function in found))
 """The ops with a generated kernel."""
-
-
-class Host:
-    """Stands in for a GPU: launches are collected, compiled together, and then run."""
-
-    def __init__(self) -> None:
-        self.sources: list[Source] = []
-        self._library: cuda_on_host.Library | None = None
-
-    def enqueue(self, source: Source, addresses: Sequence[int]) -> Launch:
-        """As `compiling.enqueue`."""
-        self.sources.append(source)
-
-        def launch(stream: int) -> None:
-            assert self._library is not None
-            self._library.launch(source, addresses)
-
-        return launch
-
-    def compile(self, folder: Path) -> None:
-        """Make what has been enqueued runnable."""
-        self._library = cuda_on_host.compiled(self.sources, folder)
 
 
 @pytest.fixture
@@ -73,6 +52,7 @@ GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
     "indexed": more.indexed,
     "reductions": more.reductions,
     "merges": more.merges,
+    "selections": more.selections,
 }
 DECLINED = {
     "samples": {"ReduceMean", "LayerNormalization", "RMSNormalization", "Pad", "ReduceLogSumExp", "Acosh"},

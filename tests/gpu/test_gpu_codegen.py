@@ -11,7 +11,7 @@ MOST = 32
 """Cases of a group: NVRTC needs 0.1 s for each that is not in its cache yet."""
 GROUPS = [
     *("samples", "elementwise", "expressions", "norms", "fused norms"),
-    *("rotary", "copies", "indexed", "reductions", "merges"),
+    *("rotary", "copies", "indexed", "reductions", "merges", "selections"),
 ]
 
 

@@ -15,6 +15,7 @@ from onnxmesh.runtime.cuda.codegen.indexing import gather, gather_elements, tril
 from onnxmesh.runtime.cuda.codegen.operand import Operand, Source, Unsuited
 from onnxmesh.runtime.cuda.codegen.reduction import REDUCTIONS, reduction
 from onnxmesh.runtime.cuda.codegen.rows import CORES, rows
+from onnxmesh.runtime.cuda.codegen.selection import cumulative, top_k
 from onnxmesh.runtime.cuda.codegen.view import address
 from onnxmesh.runtime.cuda.launchers import Job, Launch, launcher
 from onnxmesh.runtime.kernels.fused import LITERAL, Step, steps
@@ -137,6 +138,31 @@ def _reduce(job: Job, ins: list[Operand | None], outs: list[Operand]) -> Source:
     x = _given(ins)[0]
     axes = job.attrs.get("axes")
     return reduction(job.kernel, x, outs[0], range(len(x.shape)) if axes is None else axes)
+
+
+@generated("TopK")
+def _top_k(job: Job, ins: list[Operand | None], outs: list[Operand]) -> Source:
+    (x,), (values, indices), attrs = _given(ins), outs, job.attrs
+    largest = bool(attrs.get("largest", 1))
+    axis, k = attrs.get("axis", -1), attrs["k"]
+    return top_k(x, values, indices, axis, k, largest=largest, nan_first=largest, last=False)
+
+
+@generated("ArgMax", "ArgMin")
+def _arg(job: Job, ins: list[Operand | None], outs: list[Operand]) -> Source:
+    (x,), (out,), attrs = _given(ins), outs, job.attrs
+    axis, last = attrs.get("axis", 0) % len(x.shape), bool(attrs.get("select_last_index", 0))
+    if len(out.shape) < len(x.shape):
+        out = out.viewed((*out.shape[:axis], 1, *out.shape[axis:]), (*out.strides[:axis], 0, *out.strides[axis:]))
+    return top_k(x, None, out, axis, 1, largest=job.kernel == "ArgMax", nan_first=True, last=last)
+
+
+@generated("CumSum")
+def _cumulative(job: Job, ins: list[Operand | None], outs: list[Operand]) -> Source:
+    attrs = job.attrs
+    return cumulative(
+        _given(ins)[0], outs[0], attrs["axis"], bool(attrs.get("exclusive", 0)), bool(attrs.get("reverse", 0))
+    )
 
 
 def _given(ins: Sequence[Operand | None]) -> list[Operand]:
