@@ -22,14 +22,12 @@ BLOCK = 256
 """Threads of a block."""
 PACK = 8
 """Columns of a thread."""
-UNROLL = 8
-"""Rows of the matrix that a thread asks for at once."""
 _TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "float"}
 _LANES = (8, 32)
 """Threads side by side on a row: 8 read 128 bytes of half precision, a cache line."""
 _WAVES = (2, 4)
 """Blocks per multiprocessor."""
-_LEAST = 2 * UNROLL
+_LEAST = 16
 """Rows of the matrix for each line of a block, at least, where rows are dealt to several blocks."""
 _ACTIVATIONS = {
     "": "x",
@@ -156,7 +154,7 @@ def code(problem: Problem, lanes: int) -> str:
         "BLOCK": BLOCK,
         "LANES": lanes,
         "PACK": PACK,
-        "UNROLL": UNROLL,
+        "UNROLL": 8 if problem.m <= 2 else 4,  # rows that a thread asks for at once, as registers allow
         "HAS_BIAS": int(epilogue.bias),
         "HAS_RESIDUAL": int(epilogue.residual is not None),
         "ACTIVATION": _ACTIVATIONS[epilogue.activation].format(quick=quick),
