@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from plans import Case, cases, compile_case
 from processes import Clock, Json, append, run
-from shapes import selected
+from shapes import Work, selected
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     given = parser.parse_args()
     clock = Clock(given.budget)
     for ranks in given.ranks or [n for n in (1, 4, 2, 8) if n <= _gpus()]:
-        for case, report in _ordered(given, ranks):
+        for case, report in _planned(given, ranks):
             line: Json = {"work": case.work.name, "ranks": ranks, "configuration": case.name}
             if not clock.left:
                 append(given.out, {**line, "error": "not run: the time was used up"})
@@ -52,19 +52,24 @@ def _gpus() -> int:
     return int(import_cupy().cuda.runtime.getDeviceCount())
 
 
-def _ordered(given: argparse.Namespace, ranks: int) -> list[tuple[Case, Json | str]]:
-    """Every work's fastest by prediction, then every work's second, and so on; the report, or why there is none."""
-    found: list[tuple[int, Case, Json | str]] = []
-    for work in selected(given.only):
-        compiled = [(case, _report(case, given)) for case in cases(work, ranks)]
-        compiled.sort(key=_predicted)
-        found += [(place, *pair) for place, pair in enumerate(compiled) if place < given.first]
+def _planned(given: argparse.Namespace, ranks: int) -> list[tuple[Case, Json | str]]:
+    """Every work's fastest by prediction, then every work's second, and so on."""
+    found = [
+        (place, *pair)
+        for work in selected(given.only)
+        for place, pair in enumerate(ordered(given.graphs, work, ranks)[: given.first])
+    ]
     return [(case, report) for _, case, report in sorted(found, key=lambda entry: entry[0])]
 
 
-def _report(case: Case, given: argparse.Namespace) -> Json | str:
+def ordered(graphs: Path, work: Work, ranks: int) -> list[tuple[Case, Json | str]]:
+    """The configurations of `work`, the fastest by prediction first: the report, or why there is no plan."""
+    return sorted(((case, _report(case, graphs)) for case in cases(work, ranks)), key=_predicted)
+
+
+def _report(case: Case, graphs: Path) -> Json | str:
     try:
-        return compile_case(case, given.graphs, given.graphs)
+        return compile_case(case, graphs, graphs)
     except Exception as error:  # the others may still compile
         return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 

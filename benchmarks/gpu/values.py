@@ -7,8 +7,8 @@ import zlib
 import ml_dtypes
 import numpy as np
 
-INSIDE = 4096
-"""Bytes up to which a parameter is stored in the exported file, since a compiler may compute with it."""
+INSIDE = 1 << 16
+"""Bytes up to which a parameter is stored in the exported file: the compiler folds constants up to that size."""
 
 
 def value(name: str, shape: tuple[int, ...]) -> np.ndarray:
