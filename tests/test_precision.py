@@ -220,7 +220,7 @@ def test_the_least_number_of_a_mask_stays_finite_and_infinity_infinite(precision
     product = net.op("Mul", x, least)
     reasons = converted(net, precision, where, other, net.op("Relu", net.op("Add", x, product)))
     assert set(reasons) == {"mul4"}
-    chosen, added, multiplied = results(net, [1, 2, 0], [1, 0, 0])
+    chosen, added, multiplied = results(net, [1, 0.5, 0], [1, 0, 0])
     assert chosen[0] == 1 and np.isfinite(chosen).all() and chosen[1] < -6e4
     assert np.isneginf(added).all()
     assert np.isfinite(multiplied).all()
