@@ -270,9 +270,9 @@ def _bias(whole: _Whole, way: _Way) -> Bias | None:
     outer = (1, 1) if mask is None else mask.shape[:2]
     if mask is not None and any(n not in (1, size) for n, size in zip(outer, (b, h))):
         raise Unsuited("a mask that does not broadcast")
-    positions = (operands["q_pos"], operands["k_pos"]) if way.positions else (None, None)
-    uniform = whole.job.attrs.get("masked_row") == "uniform"
-    return Bias("bfloat16" if exact else "float32", (outer[0], outer[1], way.bias_rows, t), mask, *positions, uniform)
+    shape, kind = (outer[0], outer[1], way.bias_rows, t), "bfloat16" if exact else "float32"
+    q_pos, k_pos = (operands[name] if way.positions else None for name in ("q_pos", "k_pos"))
+    return Bias(kind, shape, mask, q_pos, k_pos, uniform=whole.job.attrs.get("masked_row") == "uniform")
 
 
 class _Made:

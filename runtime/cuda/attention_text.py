@@ -313,13 +313,13 @@ def _tiling(shape: Mapping[str, int], kind: str, processors: int) -> dict[str, i
     rm = next(n for n in (4, 2, 1) if n == 1 or (n <= most and -(-rows // (16 * n)) * above >= processors))
     rn = 2 if wide else 4
     tiles = -(-rows // (16 * rm))
-    splits = max(1, min(-(-2 * processors // (tiles * above)), t // (64 * rn))) if tiles * above < processors else 1
+    splits = max(1, min(-(-2 * processors // (tiles * above)), t // (32 * rn))) if tiles * above < processors else 1
     span = -(-max(t, 1) // splits)
     span = -(-span // (16 * rn)) * 16 * rn
     return {
         "RM": rm,
         "RN": rn,
-        "DK": 32 if rm == 1 and not wide else 16,
+        "DK": 64 if rm == 1 and not wide else 16,
         "TILES": tiles,
         "SPAN": span,
         "SPLITS": max(1, -(-t // span)),
