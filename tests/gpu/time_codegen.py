@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import ml_dtypes
 import numpy as np
@@ -85,8 +86,8 @@ def microseconds(launches: Sequence[Callable[[int], None]]) -> float:
     return 1e3 * min(times) / (_REPEATS * len(launches))
 
 
-def main(tokens: int) -> None:
-    """Print the table."""
+def table(tokens: int, wanted: str = "") -> None:
+    """Print the rows whose names begin with `wanted`."""
     import cupy
 
     from onnxmesh.runtime.cuda.codegen import launching, moving  # noqa: F401  (register)
@@ -95,8 +96,9 @@ def main(tokens: int) -> None:
     def array(kind: Any, shape: Shape) -> Any:
         return cupy.zeros(shape, kind)
 
-    print(f"| {tokens} tokens | us | GB/s |\n|---|---|---|")
     for what, op, attrs, ins, outs in entries(tokens):
+        if not what.startswith(wanted):
+            continue
         launches = []
         for _ in range(_SETS):
             inputs = tuple(array(*x) for x in ins)
@@ -107,6 +109,19 @@ def main(tokens: int) -> None:
         taken = microseconds(launches)
         moved = nbytes(outs) * 2 if op == "Gather" else nbytes(ins) + nbytes(outs)
         print(f"| {what} | {taken:.2f} | {moved / taken / 1e3:.0f} |", flush=True)
+
+
+def main(tokens: int) -> None:
+    """Print the table, then what other numbers of threads for a row would give."""
+    from onnxmesh.runtime.cuda.codegen import rows
+
+    print(f"| {tokens} tokens | us | GB/s |\n|---|---|---|")
+    table(tokens)
+    for deep in (1, 2, 8):
+        print(f"| {deep} vectors of a row for a thread | | |")
+        with patch.object(rows, "_DEEP", deep), patch.object(rows, "_KEPT", 64):
+            table(tokens, "residual")
+            table(tokens, "softmax")
 
 
 if __name__ == "__main__":

@@ -118,7 +118,6 @@ class _Layout:
 
 
 def _layout(a: Operand | None, b: Operand) -> _Layout:
-    check_count(b.size)
     reads = (0,) * len(b.shape) if a is None else a.broadcast(b.shape)
     order = sorted(range(len(b.shape)), key=lambda i: (-abs(b.strides[i]), -abs(reads[i])))
     strides = [[s[i] for i in order] for s in (reads, b.strides)]
@@ -137,7 +136,9 @@ def _layout(a: Operand | None, b: Operand) -> _Layout:
         ends = [(b, 1), *([(a, 0)] if a is not None and inner.strides[0] == 1 else [])]
         width = min([width, *(alignment(x, dims[:-1], n) // b.itemsize for x, n in ends)])
     pieces = Dim(inner.size // width, tuple(s * width for s in inner.strides))
-    return _Layout(first, plain, tuple(merged([*dims[:-1], pieces])), inner, width, 0)
+    walked = tuple(merged([*dims[:-1], pieces]))
+    check_count(math.prod(dim.size for dim in walked))
+    return _Layout(first, plain, walked, inner, width, 0)
 
 
 def _part(layout: _Layout, numbers: Sequence[int], start: int) -> list[str]:

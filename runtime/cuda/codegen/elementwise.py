@@ -44,12 +44,12 @@ class _Elementwise:
         given = [program.inputs[i] for i in self._inputs]
         self._operands = [*(x for x in given if x is not None), *(out for _, out in results)]
         self._shape = results[0][1].shape
-        check_count(math.prod(self._shape))
         outer, self._stretch = self._plain() if program.rotary is None else self._rotary()
         self._dims = merged([*outer, self._stretch.pieces])
         spans = Dim(2, tuple(max(map(abs, steps)) for steps in self._stretch.steps))
         self._index = index_type([*self._dims, spans])
         self._threads = math.prod(dim.size for dim in self._dims)
+        check_count(self._threads)
 
     def _plain(self) -> tuple[list[Dim], Stretch]:
         """Threads walk over merged dims, in the order of the first output's memory."""

@@ -19,10 +19,16 @@ __device__ __forceinline__ float wide(fp16 x) {
     return y;
 }
 __device__ __forceinline__ unsigned pack_fp16(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    unsigned y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+#else
     unsigned short a, b;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(a) : "f"(low));
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(b) : "f"(high));
     return (unsigned)b << 16 | a;
+#endif
 }
 __device__ __forceinline__ unsigned pack_bf16(float low, float high) {
 #if __CUDA_ARCH__ >= 800

@@ -33,6 +33,8 @@ CORES = frozenset("LayerNormalization RMSNormalization Softmax LogSoftmax".split
 """The ops that work on rows."""
 _KEPT = 32
 """Values of a row that a thread keeps in registers, at most."""
+_DEEP = 4
+"""Vectors of a row that a thread takes, where the row has more than 32."""
 _FEW_ROWS = 264
 """Up to so many rows, two for each multiprocessor of a large GPU, a row gets as many threads as it can use."""
 
@@ -56,13 +58,13 @@ class Team:
 
 def team(pieces: int, width: int, rows: int) -> Team:
     """The threads for `rows` rows of so many pieces of `width` elements."""
-    deep = 1 if rows <= _FEW_ROWS else max(1, _KEPT // width)
+    deep = 1 if rows <= _FEW_ROWS else max(1, min(_DEEP, _KEPT // width))
     if pieces <= 32:
         threads = 1 << max(0, pieces - 1).bit_length()
         if rows > _FEW_ROWS and width < 8:  # more than one vector for a thread
             threads = max(1, threads // 2)
     else:
-        wanted = min(1024, -(-pieces // min(deep, 4)))
+        wanted = min(1024, -(-pieces // deep))
         threads = next((n for n in _counts(wanted) if pieces % n == 0), -(-wanted // 32) * 32)
     rounds = -(-pieces // threads)
     return Team(threads, 128 // threads if threads <= 32 else 1, rounds, rounds * width <= _KEPT)
@@ -129,7 +131,7 @@ class _Rows:
         self._length = self._pieces.size * self._width
         self._dims = merged(dims_of([self._shape[i] for i in outside], [[s[i] for i in outside] for s in strides]))
         self._rows = math.prod(dim.size for dim in self._dims)
-        check_count(math.prod(self._shape))
+        check_count(self._rows)
         self._team = team(self._pieces.size, self._width, self._rows)
         self._index = index_type([*self._dims, Dim(2 * self._pieces.size, self._pieces.strides)])
 
