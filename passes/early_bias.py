@@ -44,7 +44,10 @@ def _is_cut_alike(bias: ir.Value, send: ir.Node) -> bool:
 
 def _move(graph: ir.Graph, send: ir.Node, add: ir.Node, bias: ir.Value) -> None:
     sent, result = given(send, 0), add.outputs[0]
-    whole = ir.Value(name=fresh(graph, str(bias.name)), shape=ir.Shape(bias.meta["global_shape"]), type=bias.type)
+    name = fresh(graph, str(bias.name))
+    while name in graph.initializers:
+        name = fresh(graph, name)
+    whole = ir.Value(name=name, shape=ir.Shape(bias.meta["global_shape"]), type=bias.type)
     whole.meta[recipes.KEY] = recipe_of(bias)
     graph.initializers.add(whole)
     before = ir.Value(name=fresh(graph, str(sent.name)), shape=sent.shape, type=sent.type)
@@ -53,10 +56,10 @@ def _move(graph: ir.Graph, send: ir.Node, add: ir.Node, bias: ir.Value) -> None:
     graph.append(made)
     send.replace_input_with(0, before)
     received = send.outputs[0]
-    name, result.name = result.name, None
+    made_name, result.name = result.name, None
     result.replace_all_uses_with(received, replace_graph_outputs=True)
     graph.remove(add, safe=True)
-    received.name = name
+    received.name = made_name
     received.meta.update(result.meta)
     if not bias.uses():
         del graph.initializers[str(bias.name)]

@@ -82,9 +82,10 @@ def _linears(graph: ir.Graph) -> list[_Linear]:
         if node.op_type != "MatMul" or not _is_weight(given(node, 1)):
             continue
         after = epilogues.get(node, [])
-        add = after[0] if after else None
-        if add is None or (len(after) == 1 and add.op_type == "Add" and _is_bias(add, node.outputs[0])):
-            found.append(_Linear(node, add))
+        linear = _Linear(node, after[0] if after else None)
+        ends = len(after) < 2 and (linear.add is None or _is_bias(linear.add, node.outputs[0]))
+        if ends and not linear.result.is_graph_output():
+            found.append(linear)
     return found
 
 
@@ -93,8 +94,7 @@ def _is_weight(value: ir.Value) -> bool:
 
 
 def _is_bias(add: ir.Node, product: ir.Value) -> bool:
-    bias = other(add, product)
-    return is_constant(bias) and is_row(bias, product)
+    return add.op_type == "Add" and is_constant(other(add, product)) and is_row(other(add, product), product)
 
 
 def _groups(linears: Iterable[_Linear]) -> list[list[_Linear]]:
@@ -181,7 +181,7 @@ def _remove(graph: ir.Graph, linear: _Linear) -> None:
     constants = [value for value in (linear.weight, linear.bias) if value is not None]
     graph.remove([node for node in (linear.add, linear.product) if node is not None], safe=True)
     for value in constants:
-        if not value.uses() and value.name in graph.initializers:
+        if not value.uses() and value.name is not None:
             del graph.initializers[value.name]
 
 
@@ -204,7 +204,7 @@ def _describe(graph: ir.Graph, node: ir.Node, group: Sequence[_Linear]) -> None:
 
 
 def _beside(graph: ir.Graph, values: Sequence[ir.Value]) -> ir.Value:
-    """The initialiser that holds these one beside the other along the last dim; they go where nothing else reads them.
+    """The initialiser that holds these one beside the other along the last dim.
 
     A rank holds the pieces of the first, then those of the second: the segments of one cut after those of the other.
     """
@@ -217,7 +217,10 @@ def _beside(graph: ir.Graph, values: Sequence[ir.Value]) -> ir.Value:
         spec.append((axis, placement))
     shape = [*shape_of(first)[:-1], sum(shape_of(value)[-1] for value in values)]
     whole = [tuple(value.meta.get("global_shape", shape_of(value))) for value in values]
-    merged = ir.Value(name="+".join(str(value.name) for value in values), shape=ir.Shape(shape), type=first.type)
+    name = "+".join(str(value.name) for value in values)
+    while name in graph.initializers:  # biases that several groups share
+        name = fresh(graph, name)
+    merged = ir.Value(name=name, shape=ir.Shape(shape), type=first.type)
     merged.meta[recipes.KEY] = recipes.concat([recipe_of(value) for value in values], last)
     merged.meta["global_shape"] = (*whole[0][:-1], sum(each[-1] for each in whole))
     merged.meta["spec"] = tuple(spec)

@@ -128,6 +128,22 @@ def test_weights_that_are_cut_differently_stay_apart(placement: Shard) -> None:
     assert ops(net.changed(merge_linears, total(net, products))).count("MatMul") == 2
 
 
+def test_groups_may_share_their_biases() -> None:
+    net = RankNet()
+    row, groups = net.weight(WIDTH), []
+    for _ in range(2):
+        x = net.input(ROWS, WIDTH)
+        groups.append(total(net, [net.op("Add", net.linear(x, WIDTH), row) for _ in range(2)]))
+    assert ops(net.changed(merge_linears, *groups)).count("MatMul") == 2
+
+
+def test_an_output_keeps_its_product() -> None:
+    net = RankNet()
+    x = net.input(ROWS, WIDTH)
+    first, second = (net.linear(x, WIDTH) for _ in range(2))
+    assert ops(net.changed(merge_linears, total(net, [first, second]), first)).count("MatMul") == 2
+
+
 def test_a_product_with_a_bias_and_one_without_stay_apart() -> None:
     net = RankNet()
     x = net.input(ROWS, WIDTH)
