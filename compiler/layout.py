@@ -17,10 +17,10 @@ from onnxmesh.compiler.ir.view import shape_of
 from onnxmesh.compiler.ir.window import Window
 from onnxmesh.compiler.moves import (
     BIJECTIVE,
-    MOVING,
     Path,
     follow,
     inverse,
+    moves,
     path_of,
     permutation,
     side_by_side,
@@ -83,7 +83,7 @@ class _Layout:
             elif node.op_type == "Transpose" and not renames(node):
                 self._permute(node)
         for node in list(self.graph):
-            if node.op_type in MOVING and not renames(node) and _PLACE not in node.outputs[0].meta:
+            if moves(node) and not renames(node) and _PLACE not in node.outputs[0].meta:
                 self._view(node)
             elif node.op_type == "Concat" and not renames(node):
                 self._rejoin(node)
@@ -130,7 +130,7 @@ class _Layout:
         for path in paths:
             source, place = path[0][0], stacked[path[0][0]]
             producer = source.producer()
-            if producer is None or producer.op_type in ("Concat", *MOVING) or _PLACE in source.meta:
+            if producer is None or producer.op_type == "Concat" or moves(producer) or _PLACE in source.meta:
                 return False
             window = follow(path, place.window)
             able = writes(producer, source.index() or 0, place.window) and self._suits(source, place)
@@ -166,7 +166,7 @@ class _Layout:
             assert source is not None
             chain = self._chain(source, before, producer) if before else None
             return {value: place, **chain} if chain else None
-        if producer.op_type in MOVING and self._may_be_view(producer):
+        if moves(producer) and self._may_be_view(producer):
             return None
         return {value: place} if writes(producer, value.index() or 0, place.window) else None
 
@@ -231,7 +231,7 @@ class _Layout:
         return all(self._takes(use.node, use.idx, place) for use in value.uses() if use.node is not without)
 
     def _takes(self, node: ir.Node, index: int, place: Place) -> bool:
-        if node.op_type in MOVING and node not in self.copies:
+        if moves(node) and index == 0 and node not in self.copies:
             pairs = zip(node.outputs, through(node, place.window), strict=True)
             return all(self._fits(out, place.base, window) for out, window in pairs)
         return takes(node, index, place.window)

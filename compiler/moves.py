@@ -6,17 +6,31 @@ from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
-from onnxmesh.compiler.ir.view import plain_attrs, shape_of
+from onnxmesh.compiler.ir.view import is_constant, plain_attrs, shape_of
 from onnxmesh.compiler.ir.window import Window
 from onnxmesh.compiler.ops.collectives import VIEWS
+from onnxmesh.runtime.placement import Replicate
 
 BIJECTIVE = (*VIEWS, "Transpose")
 """Ops whose output holds every element of the input once."""
-MOVING = (*BIJECTIVE, "Slice", "Split", "Expand")
-"""Ops whose outputs may be windows of their input."""
+_MOVING = (*BIJECTIVE, "Slice", "Split", "Expand")
 
 Path = list[tuple[ir.Value, ir.Node | None]]
 """Values, each with the moving op that makes it from the one before."""
+
+
+def moves(node: ir.Node) -> bool:
+    """Whether the outputs of a node may be windows of its first input."""
+    return node.op_type in _MOVING or _picked(node) is not None
+
+
+def _picked(node: ir.Node) -> int | None:
+    """The one entry of a dim that a Gather takes, if it is known and the same on every rank."""
+    index = node.inputs[1] if node.op_type == "Gather" else None
+    if index is None or index.const_value is None or index.const_value.size != 1 or not is_constant(index):
+        return None
+    same = all(isinstance(placement, Replicate) for _, placement in index.meta.get("spec", ()))
+    return int(index.const_value.numpy().item()) if same else None
 
 
 def through(node: ir.Node, window: Window) -> list[Window | None]:
@@ -33,6 +47,10 @@ def through(node: ir.Node, window: Window) -> list[Window | None]:
             axis = int(attrs.get("axis", 0)) % len(window.shape)
             starts = [sum(shape[axis] for shape in shapes[:i]) for i in range(len(shapes))]
             return [window.part(axis, start, shape[axis]) for start, shape in zip(starts, shapes)]
+        case "Gather":
+            axis, picked = int(attrs.get("axis", 0)) % len(window.shape), _picked(node)
+            assert picked is not None
+            return [window.part(axis, picked % window.shape[axis], 1).reshaped(shapes[0])]
         case _:
             return [window.reshaped(shapes[0])]
 
@@ -66,7 +84,7 @@ def path_of(value: ir.Value) -> Path:
     """From what a value is a view of to the value, each with the moving op that makes it."""
     path: Path = []
     producer = value.producer()
-    while producer is not None and producer.op_type in MOVING:
+    while producer is not None and moves(producer):
         path.insert(0, (value, producer))
         source = producer.inputs[0]
         assert source is not None

@@ -20,6 +20,7 @@ from onnxmesh.compiler.layout import layout, place_of
 from onnxmesh.compiler.lower import lower
 from onnxmesh.compiler.options import CpStrategy, Options
 from onnxmesh.models import catalogue
+from onnxmesh.passes.build import add_constant
 from onnxmesh.passes.gather_first import gather_first
 from onnxmesh.runtime.engine import Engine
 from onnxmesh.runtime.mesh import Mesh
@@ -147,6 +148,17 @@ def test_a_product_reads_a_transposed_operand_and_elementwise_ops_do_not() -> No
     assert laid(net, net.op("MatMul", left, turned(net), shape=(B, 4, S))).moves == []
     net = Net()
     assert laid(net, net.op("Neg", turned(net))).moves == ["Transpose"]
+
+
+def test_one_row_or_column_picked_by_a_constant_is_a_view() -> None:
+    net = Net()
+    x = net.op("Neg", net.input(S, 3))
+    index = add_constant(net.graph, np.array(-1), "last")
+    net.feeds[index] = [np.array(-1)]
+    column = net.op("Gather", x, index, axis=1, shape=(S,))
+    rows = net.op("Gather", net.op("Reshape", x, shape=(3, S)), index, axis=0, shape=(S,))
+    table = net.op("Mul", net.op("Reshape", column, shape=(S, 1)), net.input(1, 4))
+    assert laid(net, table, net.op("Abs", rows)).kernels == ["Neg", "Mul", "Abs"]
 
 
 def test_steps_along_the_last_dim_are_copied() -> None:
