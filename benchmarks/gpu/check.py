@@ -21,7 +21,6 @@ import onnx
 import torch
 from ours import ordered
 from peer_models import Sizes, flux_inputs, llama_tokens
-from plans import Case
 from processes import Clock, Json, append
 from shapes import Work, onnx_path, selected
 from values import value
@@ -43,21 +42,21 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=300.0, help="seconds after which nothing new begins")
     parser.add_argument("--device", default="cuda")
     given = parser.parse_args()
-    clock, good = Clock(given.budget), True
+    clock, good, plans = Clock(given.budget), True, given.out.parent / "plans"
     for work in selected(given.only):
         store = Store(onnx_path(given.graphs, work))
         device = torch.device(given.device)
         feeds, exact, rounded = reference(work, store, device)
         peer = distance(rounded, exact)
         for ranks in given.ranks:
-            for case, report in ordered(given.graphs, work, ranks)[: given.first]:
+            for case, report in ordered(given.graphs, plans, work, ranks)[: given.first]:
                 line: Json = {"work": work.name, "ranks": ranks, "configuration": case.name, "torch_error": peer}
                 if not clock.left:
                     found: Json = {"error": "not run: the time was used up"}
                 elif isinstance(report, str):
                     found = {"error": report}
                 else:
-                    found = _compared(case, given, store, feeds, exact)
+                    found = _compared(case.folder(plans), given.device, store, feeds, exact)
                 good &= found.get("our_error", 1.0) <= ALLOWED  # False for nan too
                 append(given.out, {**line, **found})
     sys.exit(0 if good else 1)
@@ -125,13 +124,11 @@ def _array(x: torch.Tensor) -> np.ndarray:
     return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if x.dtype == torch.bfloat16 else x.numpy()
 
 
-def _compared(
-    case: Case, given: argparse.Namespace, store: Store, feeds: dict[str, np.ndarray], exact: np.ndarray
-) -> Json:
+def _compared(folder: Path, device: str, store: Store, feeds: dict[str, np.ndarray], exact: np.ndarray) -> Json:
     """The error of one configuration, and what the session said of loading."""
     try:
-        plan = onnxmesh.load(case.folder(given.graphs))
-        with onnxmesh.Session(plan, given.device, weights=store, timeout=120.0) as session:
+        plan = onnxmesh.load(folder)
+        with onnxmesh.Session(plan, device, weights=store, timeout=120.0) as session:
             ours = session.run(None, feeds)[0].astype(np.float32)
             again = session.run(None, feeds)[0].astype(np.float32)
             load = str(session.load_report)

@@ -2,8 +2,8 @@
 
 python benchmarks/gpu/ours.py GRAPHS OUT.jsonl [--only flux-4608,llama] [--ranks 1 4] [--budget 500]
 
-GRAPHS holds the exported graphs; plans are compiled beside them, unless they are there. Weights are random. The
-configuration of each work that is predicted to be the fastest comes first.
+GRAPHS holds the exported graphs. Plans are compiled first, without weights; weights are random. The configuration of
+each work that is predicted to be the fastest comes first.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from plans import Case, cases, compile_case
+from plans import Case, cases, compile_all
 from processes import Clock, Json, append, run
 from shapes import Work, selected
 
@@ -25,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("graphs", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--plans", type=Path, help="a folder for plans; by default beside OUT")
     parser.add_argument("--only", help="names of works, or how they begin, with commas")
     parser.add_argument("--ranks", type=int, nargs="*", help="numbers of GPUs; by default 1, 4, 2 and 8")
     parser.add_argument("--first", type=int, default=99, help="so many configurations of each work")
@@ -35,15 +35,16 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, help="a folder for a Chrome trace of each")
     given = parser.parse_args()
     clock = Clock(given.budget)
+    plans = given.plans or given.out.parent / "plans"
     for ranks in given.ranks or [n for n in (1, 4, 2, 8) if n <= _gpus()]:
-        for case, report in _planned(given, ranks):
+        for case, report in _planned(given, ranks, plans):
             line: Json = {"work": case.work.name, "ranks": ranks, "configuration": case.name}
             if not clock.left:
                 append(given.out, {**line, "error": "not run: the time was used up"})
             elif isinstance(report, str):
                 append(given.out, {**line, "error": report})
             else:
-                append(given.out, {**line, **_measured(case, report, given, min(given.limit, clock.left))})
+                append(given.out, {**line, **_measured(case, plans, report, given, min(given.limit, clock.left))})
 
 
 def _gpus() -> int:
@@ -52,26 +53,20 @@ def _gpus() -> int:
     return int(import_cupy().cuda.runtime.getDeviceCount())
 
 
-def _planned(given: argparse.Namespace, ranks: int) -> list[tuple[Case, Json | str]]:
+def _planned(given: argparse.Namespace, ranks: int, plans: Path) -> list[tuple[Case, Json | str]]:
     """Every work's fastest by prediction, then every work's second, and so on."""
     found = [
         (place, *pair)
         for work in selected(given.only)
-        for place, pair in enumerate(ordered(given.graphs, work, ranks)[: given.first])
+        for place, pair in enumerate(ordered(given.graphs, plans, work, ranks)[: given.first])
     ]
     return [(case, report) for _, case, report in sorted(found, key=lambda entry: entry[0])]
 
 
-def ordered(graphs: Path, work: Work, ranks: int) -> list[tuple[Case, Json | str]]:
+def ordered(graphs: Path, plans: Path, work: Work, ranks: int) -> list[tuple[Case, Json | str]]:
     """The configurations of `work`, the fastest by prediction first: the report, or why there is no plan."""
-    return sorted(((case, _report(case, graphs)) for case in cases(work, ranks)), key=_predicted)
-
-
-def _report(case: Case, graphs: Path) -> Json | str:
-    try:
-        return compile_case(case, graphs, graphs)
-    except Exception as error:  # the others may still compile
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    wanted = cases(work, ranks)
+    return sorted(zip(wanted, compile_all(wanted, graphs, plans)), key=_predicted)
 
 
 def _predicted(pair: tuple[Case, Json | str]) -> float:
@@ -79,9 +74,9 @@ def _predicted(pair: tuple[Case, Json | str]) -> float:
     return float("inf") if isinstance(report, str) else float(report["time"]["total_us"])
 
 
-def _measured(case: Case, report: Mapping[str, object], given: argparse.Namespace, seconds: float) -> Json:
+def _measured(case: Case, plans: Path, report: Json, given: argparse.Namespace, seconds: float) -> Json:
     """What one configuration took, from `onnxmesh bench` in a process of its own."""
-    plan = case.folder(given.graphs)
+    plan = case.folder(plans)
     with TemporaryDirectory() as folder:
         result, log = Path(folder, "bench.json"), Path(folder, "log")
         command = [sys.executable, "-m", "onnxmesh", "bench", str(plan), "--device", given.device, "--random-weights"]
@@ -95,20 +90,18 @@ def _measured(case: Case, report: Mapping[str, object], given: argparse.Namespac
         return summary(json.loads(result.read_text()), report)
 
 
-def summary(bench: Json, report: Mapping[str, object]) -> Json:
+def summary(bench: Json, report: Json) -> Json:
     """The line of a benchmark: the peers' figures first, then what only we know."""
-    predicted, collectives = report["time"], report["collectives"]
-    assert isinstance(predicted, dict) and isinstance(collectives, (list, tuple))
     own = bench["memory"]["per_rank"]
     return {
         "latency_ms": bench["latency_us"]["p50"] / 1000,
         "back_to_back_ms": bench["back_to_back_us"] / 1000,
         "memory_bytes": max(entry["allocated_bytes"] for entry in own),
         "device": bench["device"],
-        "predicted_ms": predicted["total_us"] / 1000,
+        "predicted_ms": report["time"]["total_us"] / 1000,
         "predicted_memory_bytes": bench["memory"]["predicted_bytes"],
-        "bytes_sent": sum(item["bytes"] for item in collectives),
-        "compile_seconds": round(float(str(report["compile_seconds"])), 2),
+        "bytes_sent": sum(item["bytes"] for item in report["collectives"]),
+        "compile_seconds": report["compile_seconds"],
         "graph": bench["graph"],
         "rank_us": {
             name: max(entry[name] for entry in bench["per_rank"]) for name in bench["per_rank"][0] if name != "rank"

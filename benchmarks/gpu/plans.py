@@ -8,12 +8,18 @@ Weights are not read: a plan without them is some hundred kilobytes.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from holes import dig
+from processes import Json
 from shapes import Work, onnx_path, selected
 
 STRATEGIES = ("ulysses", "allgather", "ring")
@@ -61,24 +67,28 @@ def cases(work: Work, ranks: int) -> list[Case]:
     return found
 
 
-def compile_case(case: Case, graphs: Path, plans: Path) -> dict[str, Any]:
-    """Write the plan of `case`, unless it is there; its report, with `compile_seconds`.
+def compile_all(wanted: Sequence[Case], graphs: Path, plans: Path) -> list[Json | str]:
+    """Write the plan of each case, several at a time: its report with `compile_seconds`, or why there is no plan."""
+    for work in {case.work for case in wanted}:
+        dig(onnx_path(graphs, work))
+    plans.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(8, len(wanted), os.cpu_count() or 1), mp_context=context) as pool:
+        return list(pool.map(_compiled, wanted, repeat(graphs), repeat(plans)))
 
-    Raises:
-        OnnxMeshError: the graph does not compile.
-    """
+
+def _compiled(case: Case, graphs: Path, plans: Path) -> Json | str:
     import onnxmesh
 
-    folder = case.folder(plans)
     start = time.perf_counter()
-    if not (folder / "plan.json").exists():
-        model = onnx_path(graphs, case.work)
-        dig(model)
-        made = onnxmesh.compile(str(model), tp=case.tp, cp=case.cp, cp_strategy=case.strategy)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made.save(folder, weights=False)
-    seconds = time.perf_counter() - start
-    return {**onnxmesh.load(folder).report, "compile_seconds": seconds}
+    try:
+        plan = onnxmesh.compile(
+            str(onnx_path(graphs, case.work)), tp=case.tp, cp=case.cp, cp_strategy=cast(Any, case.strategy)
+        )
+        plan.save(case.folder(plans), weights=False)
+    except Exception as error:  # the others may still compile
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    return {**plan.report, "compile_seconds": round(time.perf_counter() - start, 2)}
 
 
 def main() -> None:
@@ -89,17 +99,13 @@ def main() -> None:
     parser.add_argument("--only", help="names of works, or how they begin, with commas")
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2, 4, 8])
     given = parser.parse_args()
-    for work in selected(given.only):
-        for case in (case for ranks in sorted(given.ranks) for case in cases(work, ranks)):
-            try:
-                report = compile_case(case, given.graphs, given.plans)
-            except Exception as error:  # the next may still compile
-                print(f"{work.name:11} {case.name:18} {type(error).__name__}: {error}", flush=True)
-                continue
-            print(f"{work.name:11} {case.name:18} {_line(report)}", flush=True)
+    wanted = [case for work in selected(given.only) for ranks in sorted(given.ranks) for case in cases(work, ranks)]
+    for case, report in zip(wanted, compile_all(wanted, given.graphs, given.plans)):
+        text = report if isinstance(report, str) else _line(report)
+        print(f"{case.work.name:11} {case.name:18} {text}", flush=True)
 
 
-def _line(report: dict[str, Any]) -> str:
+def _line(report: Json) -> str:
     predicted, rank, sent = report["time"], report["rank"], report["collectives"]
     total, compute, sending = (predicted[f"{name}_us"] / 1000 for name in ("total", "compute", "communication"))
     return (

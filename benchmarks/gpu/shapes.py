@@ -45,7 +45,7 @@ TEXT = 512
 """Text tokens of every FLUX run; the rest are image tokens."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Work:
     """One thing that is measured.
 
