@@ -311,7 +311,7 @@ def _tiling(shape: Mapping[str, int], kind: str, processors: int) -> dict[str, i
     wide, above = kind == "double", shape["B"] * shape["G"]
     most = 4 if shape["E"] <= 128 and not wide else 2 if shape["E"] <= 256 else 1
     rm = next(n for n in (4, 2, 1) if n == 1 or (n <= most and -(-rows // (16 * n)) * above >= processors))
-    rn = 2 if wide else 4
+    rn = min(2 if wide else 4, max(1, -(-t // 16)))
     tiles = -(-rows // (16 * rm))
     splits = max(1, min(-(-2 * processors // (tiles * above)), t // (32 * rn))) if tiles * above < processors else 1
     span = -(-max(t, 1) // splits)
@@ -319,7 +319,7 @@ def _tiling(shape: Mapping[str, int], kind: str, processors: int) -> dict[str, i
     return {
         "RM": rm,
         "RN": rn,
-        "DK": 64 if rm == 1 and not wide else 16,
+        "DK": 16 if rm > 1 or wide else 64 if rn > 1 else 128,
         "TILES": tiles,
         "SPAN": span,
         "SPLITS": max(1, -(-t // span)),
