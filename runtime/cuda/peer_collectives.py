@@ -26,17 +26,24 @@ from onnxmesh.runtime.plan import Collective
 
 MOST_BLOCKS = 24
 """Blocks of a kernel: so many multiprocessors fill NVLink."""
+LINES = 64
+"""Flags of a channel: no kernel has more blocks."""
 BYTES_A_BLOCK = 16 << 10
 ONE_SHOT = 256 << 10
 """Bytes up to which every rank of an AllReduce reads all of the others' inputs."""
 _SUMMED = {"float32": ("4", "0"), "float16": ("2", "0"), "bfloat16": ("2", "1")}
 
-_SIZES = [("sizes", np.int32, 4), ("reads", np.uint64, 3), ("writes", np.uint64, 3)]
-_COPY = np.dtype([("from", np.uint64), ("to", np.uint64), *_SIZES, ("width", np.int32), ("pad", np.int32)])
+_LOOPS = np.dtype(
+    [
+        *(("sizes", np.uint32, 4), ("reads", np.uint32, 3), ("writes", np.uint32, 3)),
+        *(("width", np.int32), ("pad", np.int32)),
+    ]
+)
+_COPY = np.dtype([("from", np.uint64), ("to", np.uint64), ("loops", _LOOPS)])
 _SUM = np.dtype(
     [
-        *(("from", np.uint64, MOST_RANKS), ("to", np.uint64, MOST_RANKS), ("targets", np.int32), ("pad", np.int32)),
-        *(*_SIZES, ("width", np.int32), ("op", np.int32)),
+        *(("from", np.uint64, MOST_RANKS), ("to", np.uint64, MOST_RANKS)),
+        *(("targets", np.int32), ("average", np.int32), ("loops", _LOOPS)),
     ]
 )
 """The structs of runtime/cuda/peer_source.py."""
@@ -77,7 +84,7 @@ def prepare(
     nbytes = sum(prod(x.shape) * x.itemsize for x in (*ins, *outs))
     blocks = max(1, min(MOST_BLOCKS, nbytes // BYTES_A_BLOCK))
     channel = (item.stream, item.axis)
-    line = memory.lines(channel, MOST_BLOCKS)
+    line = memory.lines(channel, LINES)
     return _launch(name, ins[0].dtype.name, items, blocks, _meeting(memory, group, here, line), memory)
 
 
@@ -97,10 +104,8 @@ def _copies(
 
 
 def _copy(x: Array, out: Array, to: int) -> tuple[Any, ...]:
-    sizes, reads, writes, width = collapsed(
-        x.shape, x.strides, out.strides, x.itemsize, (int(x.data.ptr), int(out.data.ptr))
-    )
-    return int(x.data.ptr), to, sizes, reads, writes, width, 0
+    places = int(x.data.ptr), int(out.data.ptr)
+    return places[0], to, (*collapsed(x.shape, x.strides, out.strides, x.itemsize, places), 0)
 
 
 def _sums(
@@ -140,12 +145,12 @@ def _summed(
 def _sum(x: Array, out: Array, sources: Sequence[int], targets: Sequence[int], reduction: str) -> Any:
     if not x.size:
         return None
-    sizes, reads, writes, width = collapsed(x.shape, x.strides, out.strides, x.itemsize, (*sources, *targets))
+    loops = (*collapsed(x.shape, x.strides, out.strides, x.itemsize, (*sources, *targets)), 0)
 
     def padded(addresses: Sequence[int]) -> list[int]:
         return [*addresses, *[0] * (MOST_RANKS - len(addresses))]
 
-    return padded(sources), padded(targets), len(targets), 0, sizes, reads, writes, width, int(reduction == "avg")
+    return padded(sources), padded(targets), len(targets), int(reduction == "avg"), loops
 
 
 def _there(x: Array, rank: int, memory: PeerMemory) -> int:
@@ -164,7 +169,7 @@ def collapsed(
         reads, writes: strides in bytes.
         addresses: all places that it starts from; they limit the vectors.
 
-    Raises _TooManyLoops where it needs more.
+    Raises _TooManyLoops where it needs more, or longer strides than 32 bits hold.
     """
     loops: list[tuple[int, int, int]] = []
     for size, read, write in zip(shape, reads, writes):
@@ -177,7 +182,7 @@ def collapsed(
     inner = 1
     if loops and loops[-1][1:] == (itemsize, itemsize):
         inner = loops.pop()[0]
-    if len(loops) > 3:
+    if len(loops) > 3 or any(size * stride >> 32 for size, *strides in loops for stride in strides):
         raise _TooManyLoops
     limits = (inner * itemsize, *addresses, *(stride for loop in loops for stride in loop[1:]))
     width = next(w for w in (16, 8, 4, 2, 1) if all(limit % w == 0 for limit in limits))

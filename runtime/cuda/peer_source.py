@@ -17,10 +17,9 @@ SOURCE = """
 // ELEMENT: bytes of what is summed up; BRAIN: whether two bytes are bfloat16; RANKS: how many sum up.
 typedef unsigned long long u64;
 struct Group { unsigned* flags[16]; unsigned* epochs; volatile int* abort; int ranks, here, first_block; };
-struct Copy { const char* from; char* to; int sizes[4]; u64 reads[3], writes[3]; int width, pad; };
-struct Sum {
-    const char* from[16]; char* to[16]; int targets, pad; int sizes[4]; u64 reads[3], writes[3]; int width, op;
-};
+struct Loops { unsigned sizes[4], reads[3], writes[3]; int width, pad; };
+struct Copy { const char* from; char* to; Loops loops; };
+struct Sum { const char* from[16]; char* to[16]; int targets, average; Loops loops; };
 
 static __device__ __forceinline__ void tell(unsigned* flag, unsigned value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" :: "l"(flag), "r"(value) : "memory");
@@ -54,46 +53,61 @@ static __device__ __forceinline__ void end(const Group& group, unsigned epoch) {
     meet(group, epoch + 2);
     if (threadIdx.x == 0) group.epochs[group.first_block + blockIdx.x] = epoch + 2;
 }
-struct Place { u64 read, write; };
-template <typename Item> static __device__ __forceinline__ Place place(const Item& item, unsigned i, int width) {
-    unsigned s3 = item.sizes[3], s2 = item.sizes[2], s1 = item.sizes[1];
-    unsigned i3 = i % s3; i /= s3;
-    unsigned i2 = i % s2; i /= s2;
-    unsigned i1 = i % s1, i0 = i / s1;
-    u64 inner = (u64)i3 * width;
-    return {i0 * item.reads[0] + i1 * item.reads[1] + i2 * item.reads[2] + inner,
-            i0 * item.writes[0] + i1 * item.writes[1] + i2 * item.writes[2] + inner};
+// Where a thread is in nested loops. It moves on by `step` vectors without dividing.
+struct Walk {
+    unsigned s1, s2, s3, d0, d1, d2, d3, i0, i1, i2, i3;
+    __device__ __forceinline__ Walk(const Loops& loops, unsigned start, unsigned step)
+        : s1(loops.sizes[1]), s2(loops.sizes[2]), s3(loops.sizes[3]) {
+        i3 = start % s3; start /= s3; i2 = start % s2; start /= s2; i1 = start % s1; i0 = start / s1;
+        d3 = step % s3; step /= s3; d2 = step % s2; step /= s2; d1 = step % s1; d0 = step / s1;
+    }
+    __device__ __forceinline__ void move() {
+        i3 += d3; i2 += d2; i1 += d1; i0 += d0;
+        if (i3 >= s3) { i3 -= s3; ++i2; }
+        if (i2 >= s2) { i2 -= s2; ++i1; }
+        if (i1 >= s1) { i1 -= s1; ++i0; }
+    }
+    __device__ __forceinline__ unsigned at(const unsigned* strides, unsigned width) const {
+        return i0 * strides[0] + i1 * strides[1] + i2 * strides[2] + i3 * width;
+    }
+};
+static __device__ __forceinline__ unsigned vectors(const Loops& loops) {
+    return loops.sizes[0] * loops.sizes[1] * loops.sizes[2] * loops.sizes[3];
 }
-template <typename T> static __device__ void copy(const Copy& item) {
-    unsigned count = (unsigned)item.sizes[0] * item.sizes[1] * item.sizes[2] * item.sizes[3];
-    unsigned step = gridDim.x * blockDim.x;
-    for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += 4 * step) {
-        T held[4];
-        Place at[4];
+template <typename T> static __device__ void copy(const char* from, char* to, const Loops& given) {
+    const Loops loops = given;
+    unsigned count = vectors(loops), step = gridDim.x * blockDim.x;
+    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    Walk walk(loops, i, step);
+    for (; i < count; i += 8 * step) {
+        T held[8];
+        unsigned target[8];
         #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            unsigned j = i + k * step;
-            if (j < count) {
-                at[k] = place(item, j, sizeof(T));
-                held[k] = *(const T*)(item.from + at[k].read);
+        for (int k = 0; k < 8; ++k) {
+            if (i + k * step < count) {
+                held[k] = *(const T*)(from + walk.at(loops.reads, sizeof(T)));
+                target[k] = walk.at(loops.writes, sizeof(T));
+                walk.move();
             }
         }
         #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            if (i + k * step < count) *(T*)(item.to + at[k].write) = held[k];
+        for (int k = 0; k < 8; ++k) {
+            if (i + k * step < count) *(T*)(to + target[k]) = held[k];
         }
     }
 }
 extern "C" __global__ void __launch_bounds__(512) onnxmesh_push(Group group, const Copy* items, int count) {
     unsigned epoch = begin(group);
     for (int n = 0; n < count; ++n) {
-        const Copy& item = items[n];
-        switch (item.width) {
-            case 16: copy<uint4>(item); break;
-            case 8: copy<uint2>(item); break;
-            case 4: copy<unsigned>(item); break;
-            case 2: copy<unsigned short>(item); break;
-            default: copy<unsigned char>(item);
+        const char* from = items[n].from;
+        char* to = items[n].to;
+        const Loops& loops = items[n].loops;
+        switch (loops.width) {
+            case 16: copy<uint4>(from, to, loops); break;
+            case 8: copy<uint2>(from, to, loops); break;
+            case 4: copy<unsigned>(from, to, loops); break;
+            case 2: copy<unsigned short>(from, to, loops); break;
+            default: copy<unsigned char>(from, to, loops);
         }
     }
     end(group, epoch);
@@ -123,32 +137,43 @@ static __device__ __forceinline__ element store(float x) {
 template <int N> struct alignas(N * sizeof(element)) Vector { element x[N]; };
 template <int N> static __device__ void sum(const Sum& item) {
     typedef Vector<N> vector;
-    unsigned count = (unsigned)item.sizes[0] * item.sizes[1] * item.sizes[2] * item.sizes[3];
-    unsigned step = gridDim.x * blockDim.x;
-    for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) {
-        Place at = place(item, i, sizeof(vector));
-        float total[N];
-        vector held[RANKS];
+    const Loops loops = item.loops;
+    unsigned count = vectors(loops), step = gridDim.x * blockDim.x;
+    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    Walk walk(loops, i, step);
+    for (; i < count; i += 2 * step) {
+        vector held[2][RANKS];
+        unsigned target[2];
         #pragma unroll
-        for (int r = 0; r < RANKS; ++r) held[r] = *(const vector*)(item.from[r] + at.read);
-        #pragma unroll
-        for (int e = 0; e < N; ++e) total[e] = load(held[0].x[e]);
-        #pragma unroll
-        for (int r = 1; r < RANKS; ++r) {
-            #pragma unroll
-            for (int e = 0; e < N; ++e) total[e] += load(held[r].x[e]);
+        for (int k = 0; k < 2; ++k) {
+            if (i + k * step < count) {
+                unsigned at = walk.at(loops.reads, sizeof(vector));
+                #pragma unroll
+                for (int r = 0; r < RANKS; ++r) held[k][r] = *(const vector*)(item.from[r] + at);
+                target[k] = walk.at(loops.writes, sizeof(vector));
+                walk.move();
+            }
         }
-        vector result;
         #pragma unroll
-        for (int e = 0; e < N; ++e) result.x[e] = store(item.op ? total[e] / RANKS : total[e]);
-        for (int t = 0; t < item.targets; ++t) *(vector*)(item.to[t] + at.write) = result;
+        for (int k = 0; k < 2; ++k) {
+            if (i + k * step >= count) break;
+            vector result;
+            #pragma unroll
+            for (int e = 0; e < N; ++e) {
+                float total = load(held[k][0].x[e]);
+                #pragma unroll
+                for (int r = 1; r < RANKS; ++r) total += load(held[k][r].x[e]);
+                result.x[e] = store(item.average ? total / RANKS : total);
+            }
+            for (int t = 0; t < item.targets; ++t) *(vector*)(item.to[t] + target[k]) = result;
+        }
     }
 }
 extern "C" __global__ void __launch_bounds__(512) onnxmesh_sum(Group group, const Sum* items, int count) {
     unsigned epoch = begin(group);
     for (int n = 0; n < count; ++n) {
         const Sum& item = items[n];
-        switch (item.width / sizeof(element)) {
+        switch (item.loops.width / sizeof(element)) {
 #if ELEMENT == 2
             case 8: sum<8>(item); break;
 #endif
