@@ -1,4 +1,5 @@
 """How fast attention is: `python tests/gpu/time_attention.py` prints milliseconds and TFLOP/s in a CUDA graph.
+With `--plans`: what each of the plans takes that cuDNN offers.
 
 FLOPs are 2 b h s t (d + e), half of that where it is causal; reads are those of q, k and v.
 """
@@ -6,7 +7,9 @@ FLOPs are 2 b h s t (d + e), half of that where it is causal; reads are those of
 from __future__ import annotations
 
 import statistics
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,9 +68,10 @@ def measure(case: Case) -> tuple[float, float]:
 
     kind = np.dtype(getattr(ml_dtypes, case.dtype, case.dtype))
 
+    numbers = cupy.asarray(np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32)).astype(kind)
+
     def filled(heads: int, rows: int) -> Any:
-        values = cupy.random.standard_normal((1, rows, heads, case.d), dtype=np.float32)
-        return values.astype(kind).swapaxes(1, 2)
+        return cupy.resize(numbers, (1, rows, heads, case.d)).swapaxes(1, 2)
 
     ins: list[Any] = [filled(case.h, case.s), filled(case.g, case.t), filled(case.g, case.t)]
     ins.append(cupy.ones(case.mask, bool) if case.mask else None)
@@ -87,9 +91,16 @@ def measure(case: Case) -> tuple[float, float]:
     launch(stream.ptr)
     stream.synchronize()
     prepared = time.perf_counter() - start
+    return _milliseconds(stream, lambda: launch(stream.ptr)), prepared
+
+
+def _milliseconds(stream: Any, launch: Callable[[], None]) -> float:
+    """Time of one launch, in a graph of several."""
+    import cupy
+
     stream.begin_capture()
     for _ in range(_REPEATS):
-        launch(stream.ptr)
+        launch()
     graph = stream.end_capture()
     times = []
     for _ in range(_RUNS):
@@ -99,14 +110,61 @@ def measure(case: Case) -> tuple[float, float]:
         last.record(stream)
         last.synchronize()
         times.append(cupy.cuda.get_elapsed_time(first, last) / _REPEATS)
-    return statistics.median(times[2:]), prepared
+    return statistics.median(times[2:])
+
+
+def candidates(case: Case) -> None:
+    """Print the time of each plan that cuDNN's heuristics offer, in their order: the first is the one that is used."""
+    import cudnn as frontend
+    import cupy
+
+    from onnxmesh.runtime.cuda import cudnn
+
+    def array(heads: int, rows: int) -> Any:
+        return cupy.zeros((1, rows, heads, case.d), ml_dtypes.bfloat16).swapaxes(1, 2)
+
+    def view(x: Any) -> cudnn.View:
+        return cudnn.View("bfloat16", x.shape, tuple(n // 2 for n in x.strides))
+
+    arrays = [array(case.h, case.s), array(case.g, case.t), array(case.g, case.t), array(case.h, case.s)]
+    q, k, v, o = map(view, arrays)
+    problem = cudnn.Problem(q, k, v, o, 0.1, causal=case.past is not None, statistics=case.op == "AttentionBlock")
+    stream = cupy.cuda.get_current_stream()
+    handle = cudnn._handle(stream.ptr)
+    graph = cudnn.define(frontend, problem, handle=handle)
+    graph.validate()
+    graph.build_operation_graph()
+    graph.create_execution_plans([frontend.heur_mode.A])
+    graph.check_support()
+    graph.build_plans(frontend.build_plan_policy.ALL)
+    statistics_ = cupy.empty(case.h * case.s, np.float32)
+    pointers = {i + 1: x.data.ptr for i, x in enumerate([*arrays, *([statistics_] if problem.statistics else [])])}
+    found = []
+    for index in range(graph.get_execution_plan_count()):
+        memory = cupy.empty(max(256, graph.get_workspace_size_plan_at_index(index)), "u1")
+
+        def launch(index: int = index, memory: Any = memory) -> None:
+            graph.execute_plan_at_index(pointers, memory.data.ptr, index, handle=handle)
+
+        try:
+            launch()
+            stream.synchronize()
+            found.append(f"{_milliseconds(stream, launch):.4f}")
+        except Exception as error:  # a plan that was not built
+            found.append(type(error).__name__)
+    print(f"{case.what}: {', '.join(found)} ms", flush=True)
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table; with `--plans`, the times of cuDNN's plans."""
     import onnxmesh.runtime.cuda.launch_all  # noqa: F401
     from onnxmesh.runtime.cuda.device import CudaDevice
 
+    if "--plans" in sys.argv:
+        with CudaDevice().scope():
+            for case in CASES[:9]:
+                candidates(case)
+        return
     print("| attention | q x k | ms | TFLOP/s | GB/s read | prepared in s |\n|---|---|---|---|---|---|")
     with CudaDevice().scope():
         for case in CASES:
