@@ -180,6 +180,8 @@ class CudaEngine(Engine):
     ) -> Launched | None:
         """Through peer memory if it can be, else through NCCL."""
         launch = None
+        if rank.mesh.axis_size(item.axis) == 1:
+            return None
         if self._peers is not None:
             launch = peer_collectives.prepare(item, ins, outs, rank, self._peers)
         return launch or collectives.prepare(item, ins, outs, rank, self._staged(item.stream))
