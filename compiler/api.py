@@ -36,6 +36,7 @@ from onnxmesh.passes.partition import partition
 from onnxmesh.passes.place import Placed, place
 from onnxmesh.passes.precision import Stays, convert
 from onnxmesh.passes.recognise import recognise
+from onnxmesh.passes.repeat_last import repeat_last
 from onnxmesh.passes.schedule import schedule
 from onnxmesh.passes.sink import sink
 from onnxmesh.passes.supported import check_supported
@@ -123,7 +124,7 @@ def _shard(axis: str, state: Compilation) -> None:
 
 
 def _merge(state: Compilation) -> None:
-    state.model = merge_linears(early_bias(state.loaded))
+    state.model = merge_linears(early_bias(repeat_last(state.loaded)))
 
 
 def _fuse(state: Compilation) -> None:

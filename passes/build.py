@@ -126,6 +126,18 @@ class Builder:
             )
 
 
+def on(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType | None, shape: Sequence[int]) -> ir.Node:
+    """The same op as `node`, of one input and one output, on another value; it stands nowhere yet."""
+    attributes = list(node.attributes.values())
+    name = fresh(graph, node.name or node.op_type)
+    copy = ir.Node(node.domain, node.op_type, [value], attributes, name=name)
+    copy.meta.update({"origin": node.name, **node.meta})
+    copy.outputs[0].name = fresh(graph, node.outputs[0].name or node.op_type)
+    copy.outputs[0].meta.update(node.outputs[0].meta)
+    set_type(copy.outputs[0], dtype, tuple(shape))
+    return copy
+
+
 def substitute(graph: ir.Graph, old: ir.Value, new: ir.Value, *, rename: bool = False) -> None:
     """Let `new` stand where `old` stood; a graph output keeps its name."""
     if old.is_graph_output():

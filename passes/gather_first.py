@@ -11,8 +11,8 @@ from math import prod
 import onnx_ir as ir
 
 from onnxmesh.compiler.ir.view import plain_attrs
-from onnxmesh.passes.build import fresh
-from onnxmesh.passes.infer import set_type, shape_of
+from onnxmesh.passes.build import on
+from onnxmesh.passes.infer import shape_of
 
 
 def gather_first(model: ir.Model) -> ir.Model:
@@ -37,21 +37,9 @@ def _move(graph: ir.Graph, gather: ir.Node) -> None:
         return
     gathered = list(shape_of(source))
     gathered[perm[dim]] = shape_of(out)[dim]
-    first = _like(graph, gather, source, tuple(gathered))
+    first = on(graph, gather, source, source.dtype, gathered)
     first.attributes["dim"] = ir.AttrInt64("dim", perm[dim])
-    second = _like(graph, transpose, first.outputs[0], shape_of(out))
+    second = on(graph, transpose, first.outputs[0], source.dtype, shape_of(out))
     graph.insert_after(gather, [first, second])
     out.replace_all_uses_with(second.outputs[0])
     graph.remove([gather, transpose], safe=True)
-
-
-def _like(graph: ir.Graph, node: ir.Node, value: ir.Value, shape: tuple[int, ...]) -> ir.Node:
-    """The same op on another value."""
-    name = fresh(graph, node.outputs[0].name or node.op_type)
-    attributes = list(node.attributes.values())
-    copy = ir.Node(node.domain, node.op_type, [value], attributes, name=fresh(graph, node.name or name))
-    copy.meta.update(node.meta)
-    copy.outputs[0].name = name
-    copy.outputs[0].meta.update(node.outputs[0].meta)
-    set_type(copy.outputs[0], value.dtype, shape)
-    return copy
