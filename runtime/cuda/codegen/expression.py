@@ -52,6 +52,16 @@ class Program:
     def _dtype(self, step: Step, kinds: list[Any]) -> Any:
         return kinds[0] if step.op == ROTARY else result_dtype(step.op, step.attrs, kinds)
 
+    def inputs_of(self, value: int, without: int) -> set[int]:
+        """The inputs from which a value is computed, but for those only of the value `without`."""
+        if value == without:
+            return set()
+        if self.is_input(value):
+            return {value}
+        return {
+            i for operand in self.step(value).operands if operand is not None for i in self.inputs_of(operand, without)
+        }
+
     @staticmethod
     def _is_table(step: Step, value: int) -> bool:
         """Whether the operand does not broadcast with the others: a Rotary's table."""
@@ -91,9 +101,9 @@ class Scope:
         self._known: dict[int, tuple[str, int]] = {}
         self._prefix = prefix
 
-    def define(self, value: int, name: str) -> None:
-        """A value that is in the array `name` of `width` elements already."""
-        self._known[value] = name, self._width
+    def define(self, value: int, name: str, width: int) -> None:
+        """A value that is in the array `name` of so many elements already."""
+        self._known[value] = name, width
 
     def value(self, value: int) -> tuple[str, int]:
         """(array, how many values it holds: `width`, or 1 where all elements are one)."""

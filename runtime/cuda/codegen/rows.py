@@ -33,6 +33,8 @@ CORES = frozenset("LayerNormalization RMSNormalization Softmax LogSoftmax".split
 """The ops that work on rows."""
 _KEPT = 32
 """Values of a row that a thread keeps in registers, at most."""
+_AT_ONCE = 132 * 2048
+"""Threads that a large GPU runs at once."""
 _DEEP = 4
 """Vectors of a row that a thread takes, where the row has more than 32."""
 _FEW_ROWS = 264
@@ -149,12 +151,24 @@ class _Rows:
             body.append(f"const {self._index} base{n} = {offset(self._dims, n, 'r', self._index)};")
         if t.kept:
             body.append(f"{self._kind} kept[{t.rounds}][{self._width}];")
+        body += self._early()
         body += getattr(self, f"_{self._step.op.lower()}")()
         parameters = [
             *((f"const {stored(self._operands[n].dtype)}* __restrict__ in{i}", i) for n, i in enumerate(self._inputs)),
             *((f"{stored(out.dtype)}* __restrict__ out{n}", -1 - n) for n, (_, out) in enumerate(self._results)),
         ]
         return source(kind, parameters, body, -(-self._rows // t.rows), block)
+
+    def _early(self) -> list[str]:
+        """C++ that reads what comes after the norm before its sums, where all rows run at once: there waiting counts."""
+        t = self._team
+        self._ready: dict[int, tuple[str, int]] = {}
+        if not t.kept or t.threads != self._pieces.size or self._rows * t.threads > _AT_ONCE:
+            return []
+        scope = self._scope("w")
+        for i in sorted(self._program.inputs_of(self._results[0][0], self._subject)):
+            self._ready[i] = scope.value(i)
+        return ["const unsigned c = t;", *scope.lines] if self._ready else []
 
     def _layernormalization(self) -> list[str]:
         epsilon = number(self._step.attrs.get("epsilon", 1e-5), self._kind)
@@ -247,15 +261,17 @@ class _Rows:
     def _finished(self, each: Callable[[str], str]) -> list[str]:
         """C++ for the last pass: the norm's result by `each`, what comes after it, and the store."""
         scope = self._scope()
+        for i, (name, width) in self._ready.items():
+            scope.define(i, name, width)
         array = self._row(scope, first=False)
-        scope.define(self._subject, array)
+        scope.define(self._subject, array, self._width)
         scope.lines += [f"{self._kind} normed[{self._width}];"]
         scope.lines.append(loop(self._width, f"normed[e] = {each(f'{array}[e]')};"))
         for operand, symbol in zip(self._step.operands[1:], "*+"):
             if operand is not None:
                 text = scope.at(operand, "e")
                 scope.lines.append(loop(self._width, f"normed[e] = normed[e] {symbol} ({self._kind}){text};"))
-        scope.define(self._core, "normed")
+        scope.define(self._core, "normed", self._width)
         name, width = scope.value(self._results[0][0])
         return self._pass([*scope.lines, *self._store(0, name, width)])
 
@@ -278,10 +294,11 @@ class _Rows:
             return access.store(name, width)
         return ["if (live) {", *access.store(name, width), "}"]
 
-    def _scope(self) -> Scope:
-        return Scope(
-            self._program, self._width, lambda i: self._at(self._inputs.index(i), f"in{i}"), self._stretch.partners
-        )
+    def _scope(self, prefix: str = "v") -> Scope:
+        def access(i: int) -> Access:
+            return self._at(self._inputs.index(i), f"in{i}")
+
+        return Scope(self._program, self._width, access, self._stretch.partners, prefix)
 
     def _at(self, n: int, pointer: str) -> Access:
         operand, stride = self._operands[n], self._pieces.strides[n]
