@@ -115,6 +115,7 @@ def _environment(ranks: int, rank: int, port: int) -> dict[str, str]:
         "WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo",  # one host
         "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(Path(gettempdir(), "peers-inductor"))),
         "TORCHINDUCTOR_COMPILE_THREADS": threads,
         "OMP_NUM_THREADS": threads,
