@@ -18,6 +18,9 @@ from plans import Case, cases, compile_all
 from processes import Clock, Json, append, run
 from shapes import Work, selected
 
+LONG = 300_000
+"""Predicted microseconds from which runs are fewer."""
+
 
 def main() -> None:
     """Time all that are asked for."""
@@ -80,7 +83,8 @@ def _measured(case: Case, plans: Path, report: Json, given: argparse.Namespace, 
     with TemporaryDirectory() as folder:
         result, log = Path(folder, "bench.json"), Path(folder, "log")
         command = [sys.executable, "-m", "onnxmesh", "bench", str(plan), "--device", given.device, "--random-weights"]
-        command += ["--runs", str(given.runs), "--json", str(result)]
+        runs = given.runs if report["time"]["total_us"] < LONG else min(given.runs, 20)
+        command += ["--runs", str(runs), "--json", str(result)]
         if given.trace is not None:
             given.trace.mkdir(parents=True, exist_ok=True)
             command += ["--trace", str(given.trace / f"{plan.stem}.json")]

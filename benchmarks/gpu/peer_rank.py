@@ -95,18 +95,16 @@ def _measured(name: str, configuration: str, device: torch.device, given: argpar
 
 def _times(run: Step, device: torch.device, runs: int) -> dict[str, Any]:
     """What this rank measures: runs by themselves after a barrier, and runs enqueued at once, by events."""
-    first = time.perf_counter()
     for _ in range(5):
         run()
     _wait(device)
-    slow = (time.perf_counter() - first) / 5 > 5.0
-    runs = 5 if slow else runs
-    latencies = [_once(run, device) for _ in range(runs)]
+    long = max(_gathered(_once(run, device))) > 300.0
+    latencies = [_once(run, device) for _ in range(min(runs, 20) if long else runs)]
     barrier()
     _wait(device)
     return {
         "latencies_ms": latencies,
-        "back_to_back_ms": _median(list(_intervals(run, device, runs))),
+        "back_to_back_ms": _median(list(_intervals(run, device, 5 if long else runs))),
         "memory_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
     }
