@@ -15,10 +15,21 @@ from pathlib import Path
 
 from onnxmesh.runtime.cuda.codegen.operand import Source
 from onnxmesh.runtime.cuda.codegen.prelude import MATH, PORTABLE
-from onnxmesh.runtime.cuda.launchers import Launch
+from onnxmesh.runtime.cuda.launchers import _LAUNCHERS, Job, Launch, Launcher
 
 COMPILER = shutil.which("g++")
 """None where there is none: tests then skip."""
+
+
+def generated(op: str) -> list[Launcher]:
+    """The launchers of an op that generate a kernel."""
+    return [function for function in _LAUNCHERS.get(op, ()) if ".codegen." in function.__module__]
+
+
+def prepare(job: Job) -> Launch | None:
+    """As that of runtime/cuda/launchers.py, but with generated kernels only."""
+    return next((launch for function in generated(job.kernel) if (launch := function(job)) is not None), None)
+
 
 _SHIM = r"""
 #include <cmath>

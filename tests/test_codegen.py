@@ -10,18 +10,18 @@ import cuda_on_host
 import numpy as np
 import pytest
 from codegen_cases import Case, elementwise_ops, expressions, of_samples
-from cuda_on_host import Host
+from cuda_on_host import Host, prepare
 
 from onnxmesh.runtime.cuda.codegen import compiling, launching, moving, rows  # noqa: F401  (register)
 from onnxmesh.runtime.cuda.codegen.copy import copies, strided_copy
 from onnxmesh.runtime.cuda.codegen.operand import Operand
-from onnxmesh.runtime.cuda.launchers import _LAUNCHERS, Job, Launch, Workspace, prepare
+from onnxmesh.runtime.cuda.launchers import _LAUNCHERS, Job, Launch, Workspace
 from onnxmesh.runtime.dtypes import dtype
 
 pytestmark = pytest.mark.skipif(cuda_on_host.COMPILER is None, reason="needs g++ to run CUDA kernels on a CPU")
 
 BF16 = "bfloat16"
-OURS = frozenset(op for op, found in _LAUNCHERS.items() if any("codegen" in function.__module__ for function in found))
+OURS = frozenset(op for op in _LAUNCHERS if cuda_on_host.generated(op))
 """The ops with a generated kernel."""
 
 

@@ -12,7 +12,7 @@ import shares
 from shares import TOLERANCE, Case, fixtures
 
 from onnxmesh.runtime.cuda.codegen import compiling, launching, moving  # noqa: F401  (register)
-from onnxmesh.runtime.cuda.launchers import Job, Workspace, prepare
+from onnxmesh.runtime.cuda.launchers import Job, Workspace
 from onnxmesh.runtime.engine import Engine, Step
 from onnxmesh.runtime.plan import Instruction, Launch
 from onnxmesh.runtime.session import Session
@@ -46,7 +46,9 @@ def test_a_plan_gives_the_reference_with_generated_kernels(
         outs = tuple(engine.array(i) for i in item.outs)
         never = (False,) * len(ins)
         with lock:
-            launch = prepare(Job(item.kernel, item.attrs, ins, outs, never, engine._coordinate, Workspace(), item.node))
+            launch = cuda_on_host.prepare(
+                Job(item.kernel, item.attrs, ins, outs, never, engine._coordinate, Workspace(), item.node)
+            )
         if launch is None:
             left.add(item.kernel)
             return generic(engine, item)

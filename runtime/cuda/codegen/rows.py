@@ -160,7 +160,7 @@ class _Rows:
         return source(kind, parameters, body, -(-self._rows // t.rows), block)
 
     def _early(self) -> list[str]:
-        """C++ that reads before the sums what is needed after them, where all rows run at once: there waiting counts."""
+        """C++ that reads before the sums what is needed after them, where all rows run at once and waiting counts."""
         t = self._team
         self._ready: dict[int, tuple[str, int]] = {}
         if not t.kept or t.threads != self._pieces.size or self._rows * t.threads > _AT_ONCE:
