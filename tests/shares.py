@@ -131,8 +131,9 @@ def collectives(plan: Plan) -> list[Collective]:
 
 
 def counts(plan: Plan) -> dict[str, int]:
-    """How often a rank meets the others: `cp AllGather` -> number."""
-    return dict(sorted(Counter(f"{item.axis} {item.kind}" for item in collectives(plan)).items()))
+    """How many arrays a rank exchanges: `cp AllGather` -> number. Which are sent together hangs on predicted times."""
+    sent = Counter(f"{item.axis} {item.kind}" for item in collectives(plan) for _ in item.ins)
+    return dict(sorted(sent.items()))
 
 
 # --- what is divided ----------------------------------------------------------------------------------------
