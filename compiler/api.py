@@ -33,6 +33,7 @@ from onnxmesh.passes.match import Finding
 from onnxmesh.passes.merge_linears import merge_linears
 from onnxmesh.passes.normalise import SOURCES, normalise
 from onnxmesh.passes.partition import partition
+from onnxmesh.passes.parts import parts
 from onnxmesh.passes.place import Placed, place
 from onnxmesh.passes.precision import Stays, convert
 from onnxmesh.passes.recognise import recognise
@@ -124,7 +125,7 @@ def _shard(axis: str, state: Compilation) -> None:
 
 
 def _merge(state: Compilation) -> None:
-    state.model = merge_linears(early_bias(repeat_last(state.loaded)))
+    state.model = merge_linears(early_bias(repeat_last(parts(state.loaded))))
 
 
 def _fuse(state: Compilation) -> None:
