@@ -122,7 +122,8 @@ def _allocated(plan: Plan, engine: Engine, device: Device) -> int:
     pool, memory = getattr(device, "pool", None), _memory(plan, engine)
     if pool is None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    scratch, total = memory.pop("scratch", 0), int(pool.total_bytes())
+    with device.scope():  # a pool counts by device
+        scratch, total = memory.pop("scratch", 0), int(pool.total_bytes())
     if total < sum(memory.values()):  # an arena that the GPUs map into each other is not of the pool
         total += memory["arena"]
     return total + scratch
