@@ -66,6 +66,11 @@ def additive(*shape: int) -> np.ndarray:
     return np.where(mask(*shape), RNG.standard_normal(shape), -np.inf).astype(np.float32)
 
 
+def hidden_row(lowest: Any, dtype: Any = np.float32) -> np.ndarray:
+    """An additive mask that hides all keys from row 1."""
+    return np.where(np.arange(5)[:, None] == 1, lowest, np.zeros((1, 1, 5, 70))).astype(dtype)
+
+
 CAUSAL = (np.arange(5) + 60, np.arange(70))
 EMPTY = (np.arange(5) - 2, np.arange(70))
 CASES: dict[str, dict[str, Any]] = {
@@ -87,6 +92,10 @@ CASES: dict[str, dict[str, Any]] = {
     "additive": case(mask=additive(1, 4, 5, 70)),
     "additive, all hidden": case(mask=np.full((1, 1, 1, 70), -np.inf, np.float32), masked_row="zero"),
     "additive, the lowest": case(dtype=BF16, mask=np.full((1, 1, 5, 70), np.finfo(np.float32).min).astype(BF16)),
+    "additive, infinite, uniform": case(mask=hidden_row(-np.inf), positions=CAUSAL, masked_row="uniform", block=True),
+    "additive, the lowest of bf16, uniform": case(
+        mask=hidden_row(ml_dtypes.finfo(BF16).min, BF16), positions=CAUSAL, masked_row="uniform", block=True
+    ),
     "block": case(block=True, positions=EMPTY),
     "block uniform": case(block=True, positions=EMPTY, masked_row="uniform"),
     "split": case(s=1, t=700, processors=64),

@@ -100,6 +100,9 @@ ROWS = RNG.random((1, H, S, T)) < 0.7
 ROWS[:, :, 3] = False
 ADDED = np.where(ROWS, RNG.standard_normal((1, H, S, T)), -np.inf).astype(np.float32)
 LOWEST = np.where(ROWS, 0, np.finfo(np.float32).min).astype(np.float32)
+BF16_LOWEST = np.where(ROWS, 0, ml_dtypes.finfo(BF16).min).astype(BF16)
+MIXED = LOWEST.copy()
+MIXED[..., ::3] = -np.inf
 
 CASES: dict[str, tuple[Any, Any, bool, int]] = {
     # mask, positions, whether both are constant, calls of cuDNN
@@ -119,6 +122,14 @@ CASES: dict[str, tuple[Any, Any, bool, int]] = {
     "rows, causal": (ROWS, LATER, True, 1),
     "added": (ADDED, None, False, 1),
     "added, the lowest": (LOWEST, LATER, False, 1),
+    "added, causal": (ADDED, LATER, True, 1),
+    "added, causal, computed": (ADDED, LATER, False, 1),
+    "the lowest and infinite": (MIXED, None, False, 1),
+    "the lowest and infinite, causal": (MIXED, LATER, True, 1),
+    "the lowest and infinite, rows without keys": (MIXED, EARLIER, True, 1),
+    "the lowest and infinite, computed": (MIXED, EARLIER, False, 1),
+    "the lowest of bfloat16, causal": (BF16_LOWEST, LATER, True, 1),
+    "the lowest of bfloat16, computed": (BF16_LOWEST, LATER, False, 1),
 }
 
 

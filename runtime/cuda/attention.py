@@ -192,7 +192,7 @@ def _launch(whole: _Whole, way: _Way) -> Launch | None:
         if call is not None and plan is not None:
             launches.append(_execution(job, plan, call[1], place, statistics, own))
         if call is None or call[0].statistics:
-            launches.append(_finish(whole, run, statistics))
+            launches.append(_finish(whole, run, statistics, bias, place))
     return raw.chain(launches)
 
 
@@ -246,15 +246,15 @@ def _execution(
     return launch
 
 
-def _finish(whole: _Whole, run: Run, statistics: int) -> Launch:
-    """Statistics, and the value of rows without keys."""
+def _finish(whole: _Whole, run: Run, statistics: int, bias: Bias | None, place: raw.Pointer) -> Launch:
+    """Statistics, and the value of rows that see no key."""
     job = whole.job
     operands: dict[str, Operand] = {name: x for name, x in whole.operands.items() if name in ("v", "o", "m", "l")}
     masked_row = job.attrs.get("masked_row", "nan")
-    source = Finish(operands, run.start, run.rows, masked_row, without=run.keys == 0).source()
+    source = Finish(operands, run, masked_row, bias).source()
     outs: list[raw.Pointer] = [out.data.ptr for out in job.outs]
     outs += [0] * (3 - len(outs))
-    return raw.bind(source, PRELUDE, [0, 0, whole.pointers.v], [*outs, (job.workspace, statistics)])
+    return raw.bind(source, PRELUDE, [0, 0, whole.pointers.v, place], [*outs, (job.workspace, statistics)])
 
 
 # --- the bias -----------------------------------------------------------------------------------------------

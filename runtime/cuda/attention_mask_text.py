@@ -1,8 +1,10 @@
 """CUDA C++ for what stands around cuDNN's attention: its bias before it, rows that see no key after it.
 
-A bias holds `HIDDEN` for a key that a query does not see: finite, so that no difference of infinities arises, and far
-below what a mask may hold, which is raised to `LOWEST`. A row whose log-sum-exp lies below that is one without keys.
-Where masked rows are uniform, a hidden key has the lowest score: a row of such is the mean of all values.
+A bias has three levels, far apart and finite, so that no difference of infinities arises. What a mask adds is raised to
+`LOWEST`. Where masked rows are uniform, a hidden key has `HIDDEN`, and so has one to which a mask adds float32's lowest
+number. `NEVER` stands for minus infinity: that of a mask, and of hidden keys where masked rows are not uniform. A row's
+log-sum-exp says which of these is its highest. Where it is below `LOWEST` the row sees no key: it is the mean over its
+keys of level `HIDDEN`, those that cuDNN was not given included, or has no keys at all.
 No GPU is needed here: tests run the text on a CPU.
 """
 
@@ -15,13 +17,21 @@ from hashlib import sha256
 import numpy as np
 
 from onnxmesh.runtime.cuda.codegen.operand import Operand, Source, stored
+from onnxmesh.runtime.cuda.visibility import Run
 
 BIAS_THREADS, FINISH_THREADS = 256, 128
 PER_THREAD = 8
 """Elements of a bias that a thread writes; its rows are padded to a multiple."""
 
 PRELUDE = r"""
-constexpr float HIDDEN = -2e30f, LOWEST = -1e30f, WITHOUT_KEYS = -1.5e30f;
+constexpr float LOWEST = -1e30f, HIDDEN = -2e30f, NEVER = -4e30f;
+constexpr float NONE_SEEN = -1.5e30f, NONE_AT_ALL = -3e30f;  // between the levels
+
+template <class C> INLINE bool is_even(const typename C::BIAS* bias, int b, int head, int row, int key) {
+    const int seen = C::KEYS - (C::CAUSAL ? C::ROWS - 1 - (row - C::FIRST) : 0);
+    if (!C::BIASED || key >= seen) return true;  // hidden by its position
+    return (float)wide(bias[b * C::BIAS_B + head * C::BIAS_H + row * C::BIAS_S + key]) > NONE_AT_ALL;
+}
 
 template <class C> INLINE void make_bias(
     const typename C::MASK* mask, const int64* q_pos, const int64* k_pos, typename C::BIAS* bias) {
@@ -30,17 +40,17 @@ template <class C> INLINE void make_bias(
     const int first = at % C::WIDTH, row = at / C::WIDTH % C::ROWS;
     const int head = at / C::WIDTH / C::ROWS % C::H, b = at / C::WIDTH / C::ROWS / C::H;
     const int64 position = C::POSITIONS ? q_pos[row * C::QP_S] : 0;
-    const float hidden = C::UNIFORM ? LOWEST : HIDDEN;
+    const float hidden = C::UNIFORM ? HIDDEN : NEVER, most = bits_float(0x7f7fffffu);
     float values[8];
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
         const int key = first + j;
-        float x = key < C::S_K ? 0.0f : HIDDEN;
+        float x = key < C::S_K ? 0.0f : NEVER;
         if (C::MASKED && key < C::S_K) {
             const typename C::MASK given = mask[b * C::MASK_B + head * C::MASK_H + row * C::MASK_S + key * C::MASK_T];
             if constexpr (C::ADDITIVE) {
                 x = (float)wide(given);
-                if (x < LOWEST) x = x - x == 0.0f ? LOWEST : HIDDEN;
+                if (x < LOWEST) x = x - x != 0.0f ? NEVER : C::UNIFORM && x == -most ? HIDDEN : LOWEST;
             } else {
                 x = given ? 0.0f : hidden;
             }
@@ -52,20 +62,23 @@ template <class C> INLINE void make_bias(
 }
 
 template <class C> INLINE void finish(
-    const typename C::T* v, typename C::T* o, float* m, float* l, const float* log_sum_exp) {
-    enum { SEES, EMPTY, EVEN };
+    const typename C::T* v, const typename C::BIAS* bias, typename C::T* o, float* m, float* l,
+    const float* log_sum_exp) {
+    enum { SEES = -1, EMPTY = 0 };  // else the number of keys that a row is the mean of
     __shared__ int states[128];
     const int rows = C::B * C::H * C::ROWS, own = blockIdx.x * 128 + threadIdx.x;
     states[threadIdx.x] = SEES;
     if (own < rows) {
         const int row = C::FIRST + own % C::ROWS, head = own / C::ROWS % C::H, b = own / C::ROWS / C::H;
-        const float x = !C::WITHOUT ? log_sum_exp[own] : C::UNIFORM ? LOWEST : HIDDEN;
-        const int state = x < WITHOUT_KEYS ? EMPTY : C::UNIFORM && x < LOWEST / 2 ? EVEN : SEES;
+        const float x = C::KEYS ? log_sum_exp[own] : NEVER;
+        int state = x < NONE_SEEN ? EMPTY : SEES;
+        if (C::UNIFORM && state == EMPTY)
+            for (int key = 0; key < C::S_K; ++key) state += is_even<C>(bias, b, head, row, key);
         states[threadIdx.x] = state;
         if (C::STATISTICS) {
             const float most = bits_float(0x7f7fffffu), infinity = bits_float(0x7f800000u);
-            m[b * C::M_B + head * C::M_H + row * C::M_S] = state == SEES ? x : state == EVEN ? -most : -infinity;
-            l[b * C::L_B + head * C::L_H + row * C::L_S] = state == SEES ? 1.0f : state == EVEN ? (float)C::S_K : 0.0f;
+            m[b * C::M_B + head * C::M_H + row * C::M_S] = state == SEES ? x : state ? -most : -infinity;
+            l[b * C::L_B + head * C::L_H + row * C::L_S] = state == SEES ? 1.0f : (float)state;
         }
     }
     __syncthreads();
@@ -75,11 +88,12 @@ template <class C> INLINE void finish(
         const int head = at / C::ROWS % C::H, b = at / C::ROWS / C::H;
         for (int e = threadIdx.x; e < C::E; e += 128) {
             float x = C::NAN_IF_EMPTY ? bits_float(0x7fc00000u) : 0.0f;
-            if (states[i] == EVEN) {
+            if (states[i] != EMPTY) {
                 x = 0.0f;
                 for (int key = 0; key < C::S_K; ++key)
-                    x += wide(v[b * C::V_B + head / (C::H / C::G) * C::V_H + key * C::V_S + e * C::V_E]);
-                x /= C::S_K;
+                    if (is_even<C>(bias, b, head, row, key))
+                        x += wide(v[b * C::V_B + head / (C::H / C::G) * C::V_H + key * C::V_S + e * C::V_E]);
+                x /= states[i];
             }
             o[b * C::O_B + head * C::O_H + row * C::O_S + e * C::O_E] = narrow(x, typename C::T());
         }
@@ -94,7 +108,7 @@ class Bias:
 
     Attributes:
         shape: b, h and rows, each 1 where the bias is broadcast along it; and the number of keys.
-        uniform: a key that is hidden, other than by an infinity that is added, has the lowest score.
+        uniform: a key that is hidden, other than by an infinity that is added, has the lowest score; see above.
     """
 
     dtype: str
@@ -114,6 +128,18 @@ class Bias:
         """Bytes of the whole."""
         return self.shape[0] * self.shape[1] * self.shape[2] * self.width * (2 if self.dtype == "bfloat16" else 4)
 
+    @property
+    def stored(self) -> str:
+        """Its dtype as C++."""
+        return "bf16" if self.dtype == "bfloat16" else "float"
+
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        """From batch entry to batch entry, from head to head and from row to row, in elements; 0 where it is one."""
+        b, h, rows, _ = self.shape
+        steps = (h * rows * self.width, rows * self.width, self.width)
+        return steps[0] if b > 1 else 0, steps[1] if h > 1 else 0, steps[2] if rows > 1 else 0
+
     def source(self) -> Source:
         """The kernel that writes it; arguments: mask, q_pos, k_pos as inputs 3 to 5, and the bias as output 0."""
         b, h, rows, t = self.shape
@@ -131,7 +157,7 @@ class Bias:
             "POSITIONS": self.q_pos is not None and self.k_pos is not None,
         }
         types = {"MASK": "bool" if self.mask is None else stored(self.mask.dtype)}
-        types["BIAS"] = "bf16" if self.dtype == "bfloat16" else "float"
+        types["BIAS"] = self.stored
         head = f"const {types['MASK']}* mask, const int64* q_pos, const int64* k_pos, {types['BIAS']}* bias"
         blocks = -(-b * h * rows * self.width // (BIAS_THREADS * PER_THREAD))
         return _source("make_bias", types, numbers, flags, head, blocks, BIAS_THREADS, (3, 4, 5, -1))
@@ -139,38 +165,43 @@ class Bias:
 
 @dataclass(frozen=True)
 class Finish:
-    """What is done to query rows [first, first + rows) after cuDNN: statistics, and the value of rows without keys.
+    """What is done to the query rows of a run after cuDNN: statistics, and the value of rows that see no key.
 
     Attributes:
         operands: v, o and, with statistics, m and l.
-        without: no row has a key: cuDNN was not called.
+        run: the rows, and the keys that cuDNN was given; without any it was not called.
+        bias: what was added to the scores.
     """
 
     operands: Mapping[str, Operand]
-    first: int
-    rows: int
+    run: Run
     masked_row: str
-    without: bool = False
+    bias: Bias | None = None
 
     def source(self) -> Source:
-        """The kernel; arguments: v as input 2; o, m, l and the log-sum-exp as outputs 0 to 3."""
+        """The kernel; arguments: v and the bias as inputs 2 and 3; o, m, l and the log-sum-exp as outputs 0 to 3."""
         o, v = self.operands["o"], self.operands["v"]
         b, h, _, e = o.shape
         statistics = "m" in self.operands
-        numbers = {"B": b, "H": h, "G": v.shape[1], "ROWS": self.rows, "FIRST": self.first, "S_K": v.shape[2], "E": e}
+        run, given = self.run, self.bias is not None
+        numbers = {"B": b, "H": h, "G": v.shape[1], "S_K": v.shape[2], "E": e}
+        numbers |= {"ROWS": run.rows, "FIRST": run.start, "KEYS": run.keys}
+        numbers |= {f"BIAS_{dim}": x for dim, x in zip("BHS", self.bias.strides if self.bias else (0, 0, 0))}
         for name, dims in {"o": "BHSE", "v": "BHSE", "m": "BHS", "l": "BHS"}.items():
             strides = self.operands[name].strides if name in self.operands else (0, 0, 0)
             numbers |= {f"{name.upper()}_{dim}": x for dim, x in zip(dims, strides)}
         flags = {
             "STATISTICS": statistics,
-            "WITHOUT": self.without,
+            "CAUSAL": run.causal,
+            "BIASED": given,
             "UNIFORM": self.masked_row == "uniform",
             "NAN_IF_EMPTY": not statistics and self.masked_row != "zero",
         }
-        types = {"T": stored(o.dtype)}
-        head = f"const {types['T']}* v, {types['T']}* o, float* m, float* l, const float* log_sum_exp"
-        blocks = -(-b * h * self.rows // FINISH_THREADS)
-        return _source("finish", types, numbers, flags, head, blocks, FINISH_THREADS, (2, -1, -2, -3, -4))
+        types = {"T": stored(o.dtype), "BIAS": self.bias.stored if self.bias else "float"}
+        head = f"const {types['T']}* v, const {types['BIAS']}* bias, "
+        head += f"{types['T']}* o, float* m, float* l, const float* log_sum_exp"
+        blocks = -(-b * h * run.rows // FINISH_THREADS)
+        return _source("finish", types, numbers, flags, head, blocks, FINISH_THREADS, (2, 3, -1, -2, -3, -4))
 
 
 def _source(

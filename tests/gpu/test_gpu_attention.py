@@ -205,7 +205,8 @@ def masks() -> dict[str, np.ndarray]:
         "added": heads,
         "added, infinite": np.where(rows, 0, -np.inf).astype(np.float32),
         "added, the lowest": lowest,
-        "added in bfloat16": lowest.astype(dtype("bfloat16")),
+        "added in bfloat16": np.where(rows, 0, ml_dtypes.finfo(dtype("bfloat16")).min).astype(dtype("bfloat16")),
+        "added, the lowest and infinite": np.where(rng.random(rows.shape) < 0.2, -np.inf, lowest).astype(np.float32),
     }
 
 
