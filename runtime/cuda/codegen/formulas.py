@@ -125,10 +125,13 @@ def _cast(use: Use) -> str:
 
 
 def _pow(use: Use) -> str:
+    """Of integers without a detour through floats, which a GPU's pow rounds to below the whole number."""
     x, y = use.given
     if use.floating:
         return f"m::pow({x}, ({use.kind}){y})"
-    return f"({use.kind})m::pow((double){x}, (double){y})"
+    if use.kind == "bool":
+        raise Unsuited("Pow of booleans")
+    return f"m::power({x}, (double){y})" if is_floating(use.dtypes[1]) else f"m::power({x}, {y})"
 
 
 def _clip(use: Use) -> str:

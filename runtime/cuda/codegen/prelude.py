@@ -129,6 +129,19 @@ UNARY(acosh, ::acoshf, ::acosh) UNARY(atanh, ::atanhf, ::atanh) UNARY(erf, ::erf
 UNARY(expm1, ::expm1f, ::expm1) UNARY(log1p, ::log1pf, ::log1p)
 INLINE float pow(float x, float y) { return ::powf(x, y); }
 INLINE double pow(double x, double y) { return ::pow(x, y); }
+// Of integers, by squaring; it wraps. A negative exponent gives 1 / x^n, towards zero, and of zero 0.
+template <typename T, typename E> INLINE T power(T x, E y) {
+    if (y < E(0)) return x == T(1) ? T(1) : T(-1) < T(0) && x == T(-1) ? T(y % E(2) ? -1 : 1) : T(0);
+    uint64 square = (uint64)x, result = 1;
+    for (uint64 n = (uint64)y; n; n /= 2) {
+        if (n % 2) result *= square;
+        square *= square;
+    }
+    return (T)result;
+}
+template <typename T> INLINE T power(T x, double y) {
+    return ::rint(y) == y && ::fabs(y) < 9e18 ? power(x, (int64)y) : (T)::pow((double)x, y);
+}
 INLINE float fmod(float x, float y) { return ::fmodf(x, y); }
 INLINE double fmod(double x, double y) { return ::fmod(x, y); }
 template <typename T> INLINE T absolute(T x) { return x < T(0) ? T(-x) : x; }
