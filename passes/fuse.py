@@ -173,6 +173,8 @@ def _chains(groups: Groups) -> Iterator[Finding]:
         if groups.is_free(node):
             group = groups.start([node])
             groups.grow(group)
+            if groups.dissolve(group):
+                continue
             if len(group.times) > 1:
                 yield _found(CHAIN, group)
             elif reason := _missed_chain(node.outputs[0]):

@@ -66,10 +66,10 @@ def fuse_group(graph: ir.Graph, group: Group, op_type: str) -> ir.Node:
 
 
 def _remove(graph: ir.Graph, group: Group) -> None:
-    for node in group.times:  # users first: that is how groups grow
-        for i in range(len(node.inputs)):
-            node.replace_input_with(i, None)
-    graph.remove(group.times)
+    """Remove the nodes that no other group computes too; users come first, for that is how groups grow."""
+    for node in group.times:
+        if not any(value.uses() for value in node.outputs):
+            graph.remove(node, safe=True)
 
 
 def _literals(node: ir.Node) -> dict[ir.Value | None, list[Any]]:

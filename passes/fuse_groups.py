@@ -3,6 +3,8 @@
 A group has one output that is read outside, its root's; a norm's group may have a second one. The second output must
 not be able to close a cycle: the nodes are ranked by their depth in the graph, and what the rest of such a group reads
 must stand before the second output in that order, so that all of the group can run where the second output was made.
+
+What several groups read may be computed in each of them; its nodes then belong to all of them.
 """
 
 from __future__ import annotations
@@ -10,15 +12,23 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 
 import onnx_ir as ir
 
-from onnxmesh.compiler.ir.view import shape_of
+from onnxmesh.compiler.ir.rule import itemsize
+from onnxmesh.compiler.ir.view import dtype_of, shape_of
 from onnxmesh.runtime.kernels.elementwise import ELEMENTWISE
 from onnxmesh.runtime.kernels.fused import ROTARY
 
 LIMIT = 48
 """Ops in an expression, each counted as often as it stands there."""
+
+SMALL = 1 << 16
+"""Bytes that are read again rather than made by a kernel of its own: a launch takes longer."""
+
+CHEAP = frozenset({"Abs", "Add", "Cast", "Max", "Min", "Mul", "Neg", "Sub", "Where"})
+"""Ops that may be computed again for every row, or head, that they are the same for."""
 
 
 @dataclass
@@ -51,13 +61,13 @@ class Group:
 
 
 class Groups:
-    """All groups of a graph; a node is in one at most."""
+    """All groups of a graph."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.rank = _ranked(graph)
         self.nodes = sorted(self.rank, key=self.rank.__getitem__)
         self.all: list[Group] = []
-        self._of: dict[ir.Node, Group] = {}
+        self._of: dict[ir.Node, list[Group]] = {}
 
     def is_free(self, node: ir.Node | None) -> bool:
         """Whether the node is elementwise or a Rotary, and in no group."""
@@ -103,9 +113,49 @@ class Groups:
         self.grow(group)
         return True
 
+    def dissolve(self, group: Group) -> bool:
+        """Let all groups that read what a group makes compute it themselves; False where that does not pay."""
+        value = group.root.outputs[0]
+        readers = self._readers(value)
+        if not readers or value.is_graph_output() or any(node.op_type == ROTARY for node in group.times):
+            return False
+        read = sum(_bytes(other) for other in set(group.reads()))
+        if read > max(_bytes(value), SMALL) or not all(self._takes_in(reader, group) for reader in readers):
+            return False
+        self.all.remove(group)
+        for node in group.times:
+            del self._of[node]
+        for reader in readers:
+            for node in group.times:
+                self._add(reader, node)
+        return True
+
+    def _readers(self, value: ir.Value) -> list[Group]:
+        """The groups that read a value; none where something else does, or a Rotary as its table."""
+        found: dict[int, Group] = {}
+        for use in value.uses():
+            if use.node not in self._of or (use.node.op_type == ROTARY and use.idx > 0):
+                return []
+            found |= {id(group): group for group in self._of[use.node]}
+        return list(found.values())
+
+    def _takes_in(self, reader: Group, group: Group) -> bool:
+        """Whether a group may compute what another one makes: not in an epilogue, nor dearly for many elements."""
+        if reader.core is not None and reader.core.op_type == "MatMul":
+            return False
+        wider = prod(shape_of(reader.root.outputs[0])) > prod(shape_of(group.root.outputs[0]))
+        if wider and not all(node.op_type in CHEAP for node in group.times):
+            return False
+        if reader.second is not None:
+            sum_ = reader.second.producer()
+            producers = [other.producer() for other in group.reads()]
+            if sum_ is None or any(node is not None and self.rank[node] > self.rank[sum_] for node in producers):
+                return False
+        return reader.size + self._times(group.root, reader) * group.size <= LIMIT
+
     def _add(self, group: Group, node: ir.Node) -> None:
         group.times[node] = self._times(node, group) or 1
-        self._of[node] = group
+        self._of.setdefault(node, []).append(group)
 
     def _times(self, node: ir.Node, group: Group) -> int:
         return sum(group.times.get(use.node, 0) for use in node.outputs[0].uses())
@@ -119,6 +169,10 @@ class Groups:
         tables = (use.node.op_type == ROTARY and use.idx > 0 for use in value.uses())
         inside = all(user in group.times for user in value.consumers())
         return inside and not value.is_graph_output() and not any(tables)
+
+
+def _bytes(value: ir.Value) -> int:
+    return prod(shape_of(value)) * itemsize(dtype_of(value))
 
 
 def _may_rotate(group: Group, node: ir.Node) -> bool:

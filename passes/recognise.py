@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
+from onnxmesh.passes.half_tables import halve_tables
 from onnxmesh.passes.match import Editor, Finding
 from onnxmesh.passes.recognise_activations import recognise_activations
 from onnxmesh.passes.recognise_attention import recognise_attention, refine_attention
@@ -31,6 +32,7 @@ def recognise(model: ir.Model) -> tuple[ir.Model, list[Finding]]:
     graph = model.graph
     editor = Editor(graph)
     findings = [finding for pattern in PATTERNS for finding in pattern(editor)]
+    halve_tables(editor)
     _finish(graph)
     return model, findings
 

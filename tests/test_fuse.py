@@ -106,12 +106,38 @@ def test_a_number_that_widens_the_shape_stays_an_input() -> None:
 def test_what_others_read_stays() -> None:
     net = Net()
     x = net.op("Exp", net.input(WIDTH))
-    result = fused(net, net.op("Neg", x), net.op("Abs", x))
-    assert result.ops == ["Exp", "Neg", "Abs"] and result.misses == ["others read its value"]
+    result = fused(net, net.op("Neg", x), net.op("Softmax", x, axis=-1))
+    assert sorted(result.ops) == ["Exp", "Neg", "Softmax"] and result.misses == ["others read its value"]
     net = Net()
     x = net.op("Exp", net.input(WIDTH))
     result = fused(net, x, net.op("Neg", x))
     assert sorted(result.ops) == ["Exp", "Neg"] and result.misses == ["its value is an output"]
+
+
+def test_what_takes_no_longer_to_read_is_computed_by_every_reader() -> None:
+    net = Net()
+    angles = net.op("Mul", net.op("Add", net.input(3, 1), net.number(1.0)), net.input(WIDTH))
+    result = fused(net, net.op("Cos", angles), net.op("Neg", net.op("Sin", angles)))
+    product = ["Mul", ["Add", 0, ["float32", 1.0]], 1]
+    assert result.expressions == [["Cos", product], ["Neg", ["Sin", product]]] and len(result.ops) == 2
+
+
+def test_a_shared_value_is_computed_again_where_its_readers_are() -> None:
+    net = Net()
+    x = net.op("Exp", net.input(WIDTH))
+    y = net.op("Sqrt", x)
+    result = fused(net, net.op("Neg", y), net.op("Abs", y), net.op("Tanh", x))
+    root = ["Sqrt", ["Exp", 0]]
+    assert sorted(result.expressions) == [["Abs", root], ["Neg", root], ["Tanh", ["Exp", 0]]]
+
+
+@pytest.mark.parametrize("case", ["bytes", "rows"])
+def test_what_is_dear_is_computed_once(case: str) -> None:
+    net = Net()
+    rows = 1 if case == "rows" else 1 << 12
+    x = net.op("Exp", net.input(WIDTH)) if case == "rows" else net.op("Add", *(net.input(rows, WIDTH) for _ in "ab"))
+    outs = [net.op(op, x, net.input(2, rows, WIDTH)) for op in ("Mul", "Sub")]
+    assert sorted(fused(net, *outs).ops) == sorted([x.producer().op_type, "Mul", "Sub"])  # type: ignore[union-attr]
 
 
 def linear(net: Net, x: ir.Value, n: int = WIDTH) -> ir.Value:
