@@ -20,7 +20,7 @@ import inputs as fixtures
 from onnxmesh.compiler import cost
 from onnxmesh.compiler.api import Compilation, compile_model
 from onnxmesh.compiler.errors import ShardingError
-from onnxmesh.compiler.options import CpStrategy, Options
+from onnxmesh.compiler.options import CpStrategy, Options, Precision
 from onnxmesh.compiler.verification import reference as run_reference
 from onnxmesh.passes.place import Placed
 from onnxmesh.passes.roles import CONTRACTIONS, weight_ports
@@ -63,16 +63,19 @@ CASES: tuple[Case, ...] = (
 )
 
 
-def compile_fixture(name: str, case: Case, *, odd: bool = False) -> Compilation:
+def compile_fixture(name: str, case: Case, *, odd: bool = False, precision: Precision = "model") -> Compilation:
     """The fixture compiled for one case. Raises ShardingError where it is refused."""
     fixture = fixtures.load(name)
-    return compile_model(str(fixture.path), Options(case.mesh, {}, fixture.bindings(odd), case.strategy))
+    options = Options(case.mesh, {}, fixture.bindings(odd), case.strategy, precision=precision)
+    return compile_model(str(fixture.path), options)
 
 
-def try_compile(name: str, case: Case, *, odd: bool = False) -> Compilation | ShardingError:
+def try_compile(
+    name: str, case: Case, *, odd: bool = False, precision: Precision = "model"
+) -> Compilation | ShardingError:
     """The fixture compiled, or why it was refused."""
     try:
-        return compile_fixture(name, case, odd=odd)
+        return compile_fixture(name, case, odd=odd, precision=precision)
     except ShardingError as error:
         return error
 
