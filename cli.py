@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -150,6 +151,18 @@ def _options(given: dict[str, Any]) -> Options:
     )
 
 
+def _set_tf32(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    if given:
+        os.environ["ONNXMESH_TF32"] = "1"  # processes of ranks inherit it
+
+
+_tf32 = click.option(
+    "--tf32",
+    is_flag=True,
+    expose_value=False,
+    callback=_set_tf32,
+    help="Multiply float32 in TF32 on GPUs: faster, factors of 10 bits.",
+)
 _verbose = click.option("-v", "--verbose", is_flag=True, help="Seconds of every pass; tracebacks.")
 _quiet = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 
@@ -204,6 +217,7 @@ def compile_(model: str, output: str | None, no_weights: bool, dump: str | None,
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda: one process for each GPU.")
 @click.option("--random-weights", is_flag=True, help="Make up weights, for a plan without any.")
 @click.option("--no-graph", is_flag=True, help="Launch every kernel by itself, not a CUDA graph of all.")
+@_tf32
 @click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Run so many times.")
 @_quiet
 @_verbose
@@ -289,6 +303,7 @@ def inspect(plan: str, as_json: bool, full: bool) -> None:
 @click.option("--random-weights", is_flag=True, help="Make up weights, for a plan without any.")
 @click.option("--tokens-per-run", "tokens", type=click.IntRange(min=1), help="If not the input's first two dims.")
 @click.option("--no-graph", is_flag=True, help="Launch every kernel by itself, not a CUDA graph of all.")
+@_tf32
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True)
 @click.option("--json", "json_file", type=click.Path(), help="Write the result to this file, or - for the output.")
 @click.option("--trace", type=click.Path(), help="Write a Chrome trace of all ranks to this file.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -136,6 +137,16 @@ def test_weights_from_the_model(command: Command, plan: Path, tmp_path: Path) ->
         assert done.code == 0, done.err
     check_failure(command("run", bare, "--random-inputs", 0, "--weights", inputs.load("gpt2_op18").path), 5)
     np.testing.assert_array_equal(outputs_of(tmp_path / "0.npz")["logits"], outputs_of(tmp_path / "1.npz")["logits"])
+
+
+def test_tf32_is_asked_for_in_the_environment(command: Command, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the processes of ranks hear of it."""
+    for arguments in (("run", plan, "--random-inputs", 0), ("bench", plan, "--runs", 1, "--warmup", 1)):
+        monkeypatch.setenv("ONNXMESH_TF32", "0")
+        assert command(*arguments).code == 0
+        assert os.environ["ONNXMESH_TF32"] == "0"
+        assert command(*arguments, "--tf32").code == 0
+        assert os.environ["ONNXMESH_TF32"] == "1"
 
 
 def test_dtypes_that_numpy_files_do_not_know(tmp_path: Path) -> None:
