@@ -75,12 +75,14 @@ _VARIABLES = {
     "NCCL_ALGO": "the algorithms that NCCL may use",
     "NCCL_PROTO": "the protocols that NCCL may use",
     "NCCL_DEBUG": "what NCCL prints",
-    "ONNXMESH_CACHE": "where compiled kernels and tuned choices are kept",
+    "ONNXMESH_CACHE": "where tuned choices are kept",
     "ONNXMESH_PROFILE": "the device profile that plans are compiled for",
     "ONNXMESH_TUNE": "0: the first algorithm is taken, not the fastest",
     "ONNXMESH_NO_CUDNN": "attention without cuDNN",
     "ONNXMESH_NO_CUBLASLT": "products without cuBLASLt",
+    "ONNXMESH_PEER": "0: collectives go through NCCL alone",
     "ONNXMESH_TF32": "products of float32 in TF32: faster, and only 10 bits of mantissa",
+    "CUPY_CACHE_DIR": "where compiled kernels are kept",
     "OMP_NUM_THREADS": "threads of the CPU's products",
 }
 _MEASURE = ("-m", "onnxmesh.runtime.cuda.measure")
