@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ import shares
 from lockstep import run
 from net import Net
 from shares import Case, fixtures
+
+sys.path.insert(0, str(Path(__file__).parent / "gpu"))
+
+import references
 
 import onnxmesh
 from onnxmesh.compiler.api import Compilation, compile_model
@@ -26,8 +31,8 @@ from onnxmesh.runtime.mesh import Mesh
 
 ONE = Case()
 MODELS = ("bert_op18", "gpt2_op18", "llama_op23", "flux_op18", "vit_op18", "t5_op18", "whisper_op18", "mixtral_op18")
-BADLY_CONDITIONED = {"flux_op18": 3e-2, "t5_op18": 5e-2}
-"""What bfloat16 may cost where rounding the weights alone costs nearly as much as the tolerance."""
+BADLY_CONDITIONED = ("flux_op18", "t5_op18")
+"""Where weights that are off by bfloat16's rounding cost nearly the tolerance, or more, without any plan of ours."""
 
 
 def compiled(name: str, precision: Precision, case: Case = ONE) -> Compilation:
@@ -43,11 +48,22 @@ def compiled(name: str, precision: Precision, case: Case = ONE) -> Compilation:
 @pytest.mark.parametrize("case", [ONE, Case(tp=2)], ids=["one", "tp2"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_gives_nearly_the_same(name: str, precision: Precision, case: Case) -> None:
+def test_a_model_gives_nearly_the_same(name: str, precision: Precision, case: Case, tmp_path: Path) -> None:
     plan = shares.plan_of(compiled(name, precision, case))
-    allowed = BADLY_CONDITIONED.get(name, HALF) if precision == "bf16" else HALF / 2
+    if precision == "fp16":
+        allowed = 0.4 * HALF
+    elif name in BADLY_CONDITIONED:
+        allowed = 1.5 * references.sensitivity(tmp_path, name, plan, "bfloat16")
+    else:
+        allowed = HALF
     assert shares.worst_error(plan, name) <= allowed
     assert default_tolerance(plan) == HALF
+
+
+@pytest.mark.parametrize("name", BADLY_CONDITIONED)
+def test_an_error_is_rounding_if_three_more_bits_make_it_eight_times_smaller(name: str) -> None:
+    bf16, fp16 = (shares.worst_error(shares.plan_of(compiled(name, p)), name) for p in ("bf16", "fp16"))
+    assert 4 < bf16 / fp16 < 16
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

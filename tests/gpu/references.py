@@ -50,11 +50,11 @@ def rounded(base: Path, name: str, plan: Plan, dtype: str) -> Outputs:
 
 
 def sensitivity(base: Path, name: str, plan: Plan, dtype: str) -> float:
-    """How far the float32 model's outputs move, at most, when its weights are off by the rounding error of `dtype`.
+    """How far the float32 model's outputs move, at most, when it rounds as any implementation in `dtype` must.
 
-    Every weight that `plan` converts is multiplied by 1 + e, e random within what rounding is off by at most; several
-    times. It says how well the model is conditioned, and whether a choice it makes hangs on so little; the plan only
-    says which weights.
+    Every weight that `plan` converts is multiplied by 1 + e, e random within what rounding is off by at most; and what
+    is computed directly of such weights is rounded. Several times. The plan only says which weights: this is about
+    how well the model is conditioned, and whether a choice that it makes hangs on so little.
     """
 
     def draw(number: int) -> Outputs:
@@ -64,7 +64,8 @@ def sensitivity(base: Path, name: str, plan: Plan, dtype: str) -> float:
         def change(values: np.ndarray) -> np.ndarray:
             return (values * (1 + rng.uniform(-limit, limit, values.shape))).astype(values.dtype)
 
-        return _stored(base / f"{name}-{dtype}-{number}.npz", lambda: _outputs(name, narrowed(plan, dtype), change))
+        file = base / f"{name}-{dtype}-{number}.npz"
+        return _stored(file, lambda: _outputs(name, narrowed(plan, dtype), change, dtype))
 
     return max(largest(draw(number), plain(base, name))[0] for number in range(DRAWS))
 
@@ -84,8 +85,13 @@ def _casts(recipe: Mapping[str, Any], dtype: str) -> Iterator[Mapping[str, Any]]
         yield from _casts(part, dtype)
 
 
-def _outputs(name: str, changed: frozenset[str] = frozenset(), change: Change = np.asarray) -> Outputs:
-    """The outputs of a fixture's model with some of its initialisers changed, by `seed/output`."""
+def _outputs(name: str, changed: frozenset[str] = frozenset(), change: Change = np.asarray, dtype: str = "") -> Outputs:
+    """The outputs of a fixture's model by `seed/output`.
+
+    Args:
+        changed: initialisers that `change` makes others.
+        dtype: what the results of nodes that read these are rounded to, if anything.
+    """
     fixture = fixtures.load(name)
     with TemporaryDirectory() as folder:
         path = fixture.path
@@ -95,10 +101,27 @@ def _outputs(name: str, changed: frozenset[str] = frozenset(), change: Change = 
                 if tensor.name in changed:
                     values = change(numpy_helper.to_array(tensor))
                     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+            if dtype:
+                _round_results(model.graph, changed, dtype)
             path = Path(folder) / "changed.onnx"
             onnx.save(model, path)
         runs = ((seed, reference(path, fixture.make_inputs(seed))[1]) for seed in (0, 1))
         return {f"{seed}/{key}": _wide(x) for seed, outputs in runs for key, x in outputs.items()}
+
+
+def _round_results(graph: onnx.GraphProto, read: frozenset[str], dtype: str) -> None:
+    """Round the first result of every node that reads one of these initialisers, in place."""
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        if not read.isdisjoint(node.input):
+            result, exact = node.output[0], f"{node.output[0]} before rounding"
+            node.output[0] = exact
+            for source, target, kind in ((exact, f"{result} rounded", dtype), (f"{result} rounded", result, "float")):
+                to = getattr(onnx.TensorProto, kind.upper())
+                nodes.append(onnx.helper.make_node("Cast", [source], [target], to=to))
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _wide(x: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ class Verdict:
         error: the largest relative error of an output, against the model in float32.
         where: that output, and the seed of the inputs.
         rounded: the same against the model whose weights alone are rounded, where `error` is too large in bfloat16.
-        sensitivity: how far the model's outputs move when its weights are off by so much, where both are too large.
+        sensitivity: how far the float32 model's own outputs move when it rounds, where both are too large.
         failure: what is wrong; empty if nothing is.
         captured: whether a run was one CUDA graph; `reason` says why not.
         generic: the instructions that ran on generic kernels.
@@ -62,8 +62,8 @@ def judge(trial: Trial, result: Mapping[str, Any], plans: Path, references: Path
     """Compare the outputs of a run, as rank.py gives it, with the reference: the whole model in float32.
 
     In bfloat16 rounding the weights alone costs some models more than the tolerance. A converted plan that misses it
-    there must be as near to the model with its weights rounded. Where that is missed too, the error may be twice the
-    model's sensitivity: how far its own float32 outputs move when its weights are off by so much.
+    there must be as near to the model with its weights rounded. Where that is missed too, the error may be MOST times
+    the model's sensitivity: how far its own float32 outputs move when weights and linears round.
     """
     place = (trial.key, trial.name, trial.case.mesh.size, trial.precision)
     if "error" in result:
