@@ -25,9 +25,8 @@ from onnxmesh.passes.match import (
     scalar,
     shape_of,
 )
+from onnxmesh.passes.recognise_mask_positions import HIDES, seen_by
 
-HIDES = -1e4
-"""A score of at most this has no weight beside any score that a model gives."""
 ABSORBS = -1e30
 """A number of at most this, added to a score in float32, leaves nothing of the score; the lowest one of float16
 does not: in a row that sees no key the scores then still count."""
@@ -101,7 +100,10 @@ def conditions(seen: Condition) -> list[Condition]:
             case "Expand" | "Cast" if given(node, 0).dtype == ir.DataType.BOOL:
                 return conditions(Condition(given(node, 0), seen.negated))
     truth = _seen(seen)
-    return [] if truth is not None and truth.all() else [seen]
+    if truth is not None and truth.size <= SMALL:
+        return [] if truth.all() else [seen]
+    known = seen_by(seen.value, seen.negated)
+    return [] if known is not None and known.every else [seen]
 
 
 def condition_of(value: ir.Value, grid: Grid, alone: bool) -> tuple[Condition, float] | None:
@@ -109,11 +111,10 @@ def condition_of(value: ir.Value, grid: Grid, alone: bool) -> tuple[Condition, f
 
     `alone` says that nothing else hides keys.
     """
-    data = array(value)
-    if data is not None:
-        return _constant_condition(value, data, grid, alone)
     found = _selected(value)
-    return found if found is not None and found[1] <= ABSORBS else None
+    if found is not None and found[1] <= ABSORBS:
+        return found
+    return _constant_condition(value, grid, alone)
 
 
 def _selected(value: ir.Value) -> tuple[Condition, float] | None:
@@ -138,19 +139,15 @@ def _cast(number: float, dtype: ir.DataType | None) -> float:
         return float(np.asarray(number).astype(dtype.numpy()))
 
 
-def _constant_condition(value: ir.Value, data: np.ndarray, grid: Grid, alone: bool) -> tuple[Condition, float] | None:
-    """A constant additive mask of zeros and one number that hides. The condition holds the floats themselves:
+def _constant_condition(value: ir.Value, grid: Grid, alone: bool) -> tuple[Condition, float] | None:
+    """An additive mask of constants, of zeros and one number that hides. The condition holds the floats themselves:
     true where they are zero. What a hidden score becomes matters only in a row that sees nothing."""
-    if data.dtype == bool or data.ndim < 2 or data.size < 2:
+    seen = seen_by(value) if value.dtype != ir.DataType.BOOL else None
+    if seen is None or seen.every:
         return None
-    data = data.astype(np.float64)
-    seen = data == 0
-    hidden = data[~seen]
-    if hidden.size == 0 or hidden.max() > HIDES or hidden.min() != hidden.max():
-        return None
-    if alone and data.shape[-1] == grid.t and seen.any(axis=-1).all():
+    if alone and shape_of(value)[-1] == grid.t and seen.some:
         return Condition(value), -math.inf
-    return (Condition(value), float(hidden[0])) if hidden[0] <= ABSORBS else None
+    return (Condition(value), seen.hides) if seen.hides <= ABSORBS else None
 
 
 def _seen(condition: Condition) -> np.ndarray | None:
@@ -167,19 +164,16 @@ def _seen(condition: Condition) -> np.ndarray | None:
 def causal(editor: Editor, condition: Condition, grid: Grid) -> tuple[ir.Value, ir.Value] | None:
     """(q_pos, k_pos) where the condition is `k_pos[j] <= q_pos[i]`: a constant triangle, or a comparison."""
     node = producer(condition.value, "LessOrEqual", "GreaterOrEqual", "Less", "Greater")
-    if node is not None:
-        return _compared(editor, node, condition.negated, grid)
-    seen = _seen(condition)
-    if seen is None or seen.shape[-2:] != (grid.s, grid.t):
+    found = _compared(editor, node, condition.negated, grid) if node is not None else None
+    if found is not None:
+        return found
+    if shape_of(condition.value)[-2:] != (grid.s, grid.t):
         return None
-    same = seen.reshape(-1, grid.s, grid.t)
-    seen = same[0]
-    if not (same == seen).all():
+    seen = seen_by(condition.value, condition.negated)
+    positions = seen.positions if seen is not None else None
+    if positions is None:
         return None
-    offset = int(seen[0].sum()) - 1
-    if not np.array_equal(seen, np.tri(grid.s, grid.t, offset, dtype=bool)):
-        return None
-    return _constant(editor, np.arange(grid.s) + offset, "q_pos"), _constant(editor, np.arange(grid.t), "k_pos")
+    return _constant(editor, positions[0], "q_pos"), _constant(editor, positions[1], "k_pos")
 
 
 def _compared(editor: Editor, node: ir.Node, negated: bool, grid: Grid) -> tuple[ir.Value, ir.Value] | None:

@@ -24,7 +24,8 @@ from onnxmesh.passes.match import (
 )
 from onnxmesh.passes.recognise_contraction import Contraction, contraction
 from onnxmesh.passes.recognise_layout import permutation
-from onnxmesh.passes.recognise_masks import HIDES, Condition, Term
+from onnxmesh.passes.recognise_mask_positions import HIDES
+from onnxmesh.passes.recognise_masks import Condition, Term
 from onnxmesh.passes.recognise_softmax import unshifted
 
 DEPTH = 24
