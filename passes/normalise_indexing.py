@@ -10,6 +10,24 @@ import onnx_ir as ir
 from onnxmesh.passes.build import Builder
 from onnxmesh.passes.infer import constant, present, shape_of
 
+INDICES = 1 << 16
+"""Bytes of indices that are looked into."""
+
+
+def pick(node: ir.Node, b: Builder) -> bool:
+    """A Gather of one entry, or of a run of entries, that a constant picks: a Slice."""
+    x, index = present(node, 0), constant(present(node, 1), INDICES)
+    if x.is_initializer() or index is None or index.size == 0:
+        return False
+    shape, picked = shape_of(x), index.reshape(-1)
+    axis = node.attributes.get_int("axis", 0)
+    start = int(picked[0]) % shape[axis]
+    if not np.array_equal(picked % shape[axis], np.arange(start, start + picked.size)):
+        return False
+    run = b.slice(x, axis, start, start + picked.size)
+    b.replace(b.reshape(run, *shape[:axis], *index.shape, *shape[axis + 1 :]))
+    return True
+
 
 def gather_nd(node: ir.Node, b: Builder) -> bool:
     """An index of one number picks rows: a Gather."""

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.build import Builder
 from onnxmesh.passes.infer import DOMAIN, constant, dtype_of, label, optional, present, set_type, shape_of
+from onnxmesh.passes.normalise_indexing import pick
 
 Rule = Callable[[ir.Node, Builder], bool]
 """Replaces the node through the builder and returns True, or leaves it (its attributes may change): False."""
@@ -247,7 +248,7 @@ def gather(node: ir.Node, b: Builder) -> bool:
             f"{label(node)} reads row {int(rows.max())} of '{x.name}' {list(shape)}, which has {shape[axis]}",
             hint="is the sequence longer than the model allows?",
         )
-    return False
+    return pick(node, b)
 
 
 @rule("Transpose")

@@ -146,7 +146,9 @@ ALONG_AXES = [
     Case("ArgMax", [X], {"axis": -1, "keepdims": 0}),
     Case("LayerNormalization", [X, floats(4), floats(4)]),
     Case("Concat", [X, X], {"axis": -2}),
-    Case("Gather", [X, n(2, -1)], {"axis": -2}),
+    Case("Gather", [X, n(2, 0)], {"axis": -2}, becomes=["Gather"]),
+    Case("Gather", [X, n(-1).reshape(())], {"axis": -1}, becomes=["Slice", "Reshape"]),
+    Case("Gather", [X, n(-2, -1)], {"axis": 1}, becomes=["Slice"]),
 ]
 ARITHMETIC = [
     Case("Gemm", [floats(2, 3), floats(3, 4)], becomes=["MatMul"]),
