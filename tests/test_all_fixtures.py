@@ -13,6 +13,7 @@ import pytest
 GPU = Path(__file__).parent / "gpu"
 sys.path.insert(0, str(GPU))
 
+import jobs  # noqa: E402
 import plans  # noqa: E402
 import references  # noqa: E402
 from plans import Trial  # noqa: E402
@@ -86,3 +87,16 @@ def test_the_table_names_failures() -> None:
     lines = summary([good, bad])
     assert "2 plans, 1 failed" in lines
     assert any("FAILED b-tp2" in line for line in lines)
+
+
+def test_jobs_share_the_entries_and_one_that_fails_is_named(tmp_path: Path) -> None:
+    entries = [
+        {"key": f"{tp}", "name": "mlp_op18", "plan": str(plans.make(tmp_path, Trial("mlp_op18", Case(tp=tp), "fp32")))}
+        for tp in (1, 2, 4)
+    ]
+    entries.append({"key": "lost", "name": "mlp_op18", "plan": str(tmp_path / "nowhere.plan")})
+    found = jobs.run_beside("host", 1, entries, tmp_path / "out", ["0", "1"])
+    assert set(found) == {"1", "2", "4", "lost"}
+    assert "nowhere.plan" in found["lost"]["error"]
+    assert all(Path(found[key]["file"]).exists() for key in ("1", "2", "4"))
+    assert (tmp_path / "out" / "job1" / "job.json").exists()

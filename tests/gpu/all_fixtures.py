@@ -15,11 +15,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -48,24 +49,34 @@ def run(trials: Sequence[Trial], work: Path, gpus: Sequence[str], crowd: int = 1
         made = [[pool.submit(plans.make, base, trial) for trial in each] for each in sets[:1]]
         known = [pool.submit(_store, references, name) for name in dict.fromkeys(trial.name for trial in trials)]
         made += [[pool.submit(plans.make, base, trial) for trial in each] for each in sets[1:]]
+        before: list[Future[Verdict]] = []
         for count, each, folders in zip(counts, sets, made):
             results = _run(count, each, folders, work / f"ranks{count}", list(gpus) * crowd)
-            for future in known:
-                future.result()
+            if before:  # judged while the GPUs ran
+                yield [future.result() for future in before]
+            wait(known)
             ran = [trial for trial in each if trial.key in results]
-            judged = [pool.submit(judge, trial, results[trial.key], base, references) for trial in ran]
-            yield [future.result() for future in judged]
+            before = [pool.submit(judge, trial, results[trial.key], base, references) for trial in ran]
+        yield [future.result() for future in before]
 
 
 def _run(
     ranks: int, trials: Sequence[Trial], folders: Sequence[Future[Path | None]], out: Path, gpus: Sequence[str]
-) -> dict:
-    entries = [
-        {"key": trial.key, "name": trial.name, "plan": str(folder)}
-        for trial, folder in zip(trials, (future.result() for future in folders))
-        if folder is not None
-    ]
-    return jobs.run_beside("plans", ranks, entries, out, gpus) if gpus else jobs.run("host", 1, entries, out)
+) -> dict[str, Any]:
+    """What rank.py says of every plan; one that does not compile has failed, one that is refused is left out."""
+    entries, broken = [], {}
+    for trial, future in zip(trials, folders):
+        try:
+            folder = future.result()
+        except Exception as error:
+            broken[trial.key] = {"error": f"does not compile: {type(error).__name__}: {error}"}
+        else:
+            if folder is not None:
+                entries.append({"key": trial.key, "name": trial.name, "plan": str(folder)})
+    if not entries:
+        return broken
+    ran = jobs.run_beside("plans", ranks, entries, out, gpus) if gpus else jobs.run("host", 1, entries, out)
+    return {**ran, **broken}
 
 
 def _store(references: Path, name: str) -> None:

@@ -68,6 +68,14 @@ def judge(trial: Trial, result: Mapping[str, Any], plans: Path, references: Path
     place = (trial.key, trial.name, trial.case.mesh.size, trial.precision)
     if "error" in result:
         return Verdict(*place, failure=result["error"])
+    try:
+        return _compared(trial, result, plans, references)
+    except Exception as error:
+        return Verdict(*place, failure=f"nothing to compare with: {type(error).__name__}: {error}")
+
+
+def _compared(trial: Trial, result: Mapping[str, Any], plans: Path, references: Path) -> Verdict:
+    place = (trial.key, trial.name, trial.case.mesh.size, trial.precision)
     with np.load(result["file"]) as file:
         ours = dict(file)
     allowed, near, moves, failure = TOLERANCE[trial.dtype], None, None, ""
