@@ -41,6 +41,7 @@ from onnxmesh.passes.repeat_last import repeat_last
 from onnxmesh.passes.schedule import schedule
 from onnxmesh.passes.sink import sink
 from onnxmesh.passes.supported import check_supported
+from onnxmesh.passes.view_first import view_first
 from onnxmesh.passes.worth import check_worth
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.plan import Plan
@@ -125,7 +126,7 @@ def _shard(axis: str, state: Compilation) -> None:
 
 
 def _merge(state: Compilation) -> None:
-    state.model = merge_linears(early_bias(repeat_last(parts(state.loaded))))
+    state.model = merge_linears(early_bias(view_first(repeat_last(parts(state.loaded)))))
 
 
 def _fuse(state: Compilation) -> None:

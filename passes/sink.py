@@ -63,9 +63,9 @@ class _Sink:
         return self._join(concat, reader, made)
 
     def _moves(self, reader: ir.Node, value: ir.Value, axis: int) -> bool:
-        rows = axis < len(shape_of(value)) - 1
         turns = reader.op_type != ROTARY or (given(reader, 0) is value and len(value.uses()) == 1)
-        return rows and turns and self.groups.is_free(reader) and shape_of(reader.outputs[0]) == shape_of(value)
+        within = axis < len(shape_of(value)) - 1 or len(reader.inputs) == 1
+        return within and turns and self.groups.is_free(reader) and shape_of(reader.outputs[0]) == shape_of(value)
 
     def _is_fusable(self, part: ir.Value) -> bool:
         """Whether an op on a part joins what makes it."""

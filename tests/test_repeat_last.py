@@ -22,6 +22,21 @@ def test_a_table_is_cast_before_its_angles_are_repeated() -> None:
     assert ops(graph) == ["Cos", "Cast", "Reshape", "Expand", "Reshape", "Neg"]
 
 
+def test_an_op_joins_what_makes_its_value_before_a_reshape() -> None:
+    net = Net()
+    half = net.op("Mul", net.op("Reshape", net.op("Cos", net.input(3, 4)), shape=(12,)), net.number(0.5))
+    rows = net.op("Neg", net.op("Reshape", net.op("Softmax", net.input(3, 4), axis=1), shape=(12,)))
+    graph = net.after(repeat_last, net.op("Softmax", half, axis=0), net.op("Softmax", rows, axis=0))
+    assert ops(graph) == ["Cos", "Mul", "Reshape", "Softmax", "Reshape", "Neg", "Softmax", "Softmax"]
+
+
+def test_an_op_that_joins_its_reader_stays() -> None:
+    net = Net()
+    value = net.op("Neg", net.op("Reshape", net.op("Cos", net.input(3, 4)), shape=(12,)))
+    graph = net.after(repeat_last, net.op("Mul", value, net.input(2, 12)))
+    assert ops(graph) == ["Cos", "Reshape", "Neg", "Mul"]
+
+
 def test_what_others_read_is_repeated_where_it_was() -> None:
     net = Net()
     wide = net.op("Expand", net.input(3, 1), shape=(3, 4))

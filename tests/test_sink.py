@@ -56,6 +56,14 @@ def test_two_joins_of_equal_parts_are_added_part_by_part() -> None:
     assert [n.op_type for n in graph if n.op_type in ("Add", "Concat", "Slice")] == ["Add", "Add", "Concat"]
 
 
+def test_what_needs_no_other_value_sinks_from_a_join_of_columns_too() -> None:
+    net = Net()
+    angles = net.input(3, WIDTH)
+    x = joined(net, net.op("Cos", angles), net.op("Sin", angles), axis=1)
+    graph = net.after(lambda model: fuse(sink(model)), net.op("Softmax", net.op("Neg", x), axis=1))
+    assert ops(graph) == ["Concat", "Fused", "Fused", "Softmax"]
+
+
 def test_slices_are_shared() -> None:
     net = Net()
     table = net.input(TEXT + IMAGE, 1, WIDTH)
@@ -81,7 +89,9 @@ def test_what_would_not_fuse_stays(case: str) -> None:
         others.append(net.op("Exp", x))
     if case == "an output":
         others.append(x)
-    if case == "wider":
+    if case == "last dim":
+        result = net.op("Mul", x, net.input(2 * WIDTH))
+    elif case == "wider":
         result = net.op("Mul", x, net.input(2, 1, 1, WIDTH))
     elif case == "own":
         result = net.op("Mul", x, net.op("Sigmoid", net.input(TEXT + IMAGE, 1, WIDTH)))
