@@ -26,7 +26,8 @@ from onnxmesh.passes.match import (
 )
 from onnxmesh.passes.recognise_contraction import Contraction
 from onnxmesh.passes.recognise_layout import Found, Step, chain, layout, onward, resolve, view
-from onnxmesh.passes.recognise_masks import Condition, Grid, Masks, Term, conditions, gather, grouped, rank4
+from onnxmesh.passes.recognise_mask_conditions import Condition, conditions
+from onnxmesh.passes.recognise_masks import Grid, Masks, Term, gather, grouped, rank4
 from onnxmesh.passes.recognise_scores import Scores, Weights, between_contractions, find_scores, find_weights
 
 PATTERN = "Attention"
@@ -93,6 +94,7 @@ def _around(editor: Editor, softmax: ir.Node) -> Finding | None:
         return Finding(PATTERN, name, False, str(miss))
     if softmax.graph is editor.graph:
         reason += "; its weights have other users and are computed beside it"
+    editor.drop_unused()
     return Finding(PATTERN, name, True, reason)
 
 
@@ -120,7 +122,7 @@ def _replace(editor: Editor, scores: Scores, weights: Weights) -> str:
     attrs: dict[str, float | str] = {
         "scale": scores.scale * inputs.scale,
         "softcap": scores.cap,
-        "masked_row": _masked_row(scores, weights, masks),
+        "masked_row": _masked_row(editor, scores, weights, masks),
     }
     old, steps = onward(inputs.out, (b, h, s, inputs.v.shape[3]), rest)
     node = _attention(editor, inputs, scores, masks, grid, attrs)
@@ -280,11 +282,11 @@ def _expanded(editor: Editor, found: Found, b: int, heads: int, dtype: ir.DataTy
 # --- the output ---------------------------------------------------------------------------------------------
 
 
-def _masked_row(scores: Scores, weights: Weights, masks: Masks) -> str:
+def _masked_row(editor: Editor, scores: Scores, weights: Weights, masks: Masks) -> str:
     """What a row that sees no key gives."""
     if weights.hidden is not None:
         before = {c for c, _ in masks.conditions}
-        if set(conditions(weights.hidden)) != before or masks.added is not None:
+        if set(conditions(editor, weights.hidden)) != before or masks.added is not None:
             raise Miss("the mask behind the softmax is not the one before it")
         return "zero"
     if scores.floor or (masks.fill is not None and masks.fill != -math.inf):
@@ -341,7 +343,8 @@ def _with_positions(editor: Editor, node: ir.Node) -> str:
     boolean = mask.dtype == ir.DataType.BOOL
     term = Term((b, h), seen=Condition(mask)) if boolean else Term((b, h), value=mask)
     masks = gather(editor, [term], Grid(b, h, s, t))
-    if masks.positions is None and (boolean or masks.mask is mask):
+    if masks.positions is None and (masks.mask is mask or (boolean and _size(masks.mask) >= _size(mask))):
+        editor.drop_unused()
         return ""
     if masks.fill is not None and masks.fill != -math.inf:
         node.attributes["masked_row"] = ir.AttrString("masked_row", "uniform")
@@ -353,4 +356,11 @@ def _with_positions(editor: Editor, node: ir.Node) -> str:
     for i, value in enumerate(inputs):
         node.replace_input_with(3 + i, value)
     editor.prune(mask)
-    return "its mask was causal" if masks.positions is not None else "its mask was additive"
+    editor.drop_unused()
+    if masks.positions is not None:
+        return "its mask was causal"
+    return "part of its mask hid nothing" if boolean else "its mask was additive"
+
+
+def _size(mask: ir.Value | None) -> int:
+    return 0 if mask is None else math.prod(shape_of(mask))

@@ -8,7 +8,7 @@ one with its sums over rows and columns (Gale, Ryser, 1957), so the sums tell it
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -26,15 +26,17 @@ KNOWN = "known mask"
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What a constant mask lets the queries see: `every` key, or `some` key each. Where all of the batch is alike,
-    `rows` are the keys of each query, `columns` the queries of each key, int64. `hides` is the number that an additive
-    mask of zeros and one other number has.
+    `rows` are the keys of each query, `columns` the queries of each key, int64; and where every query sees neighbours,
+    `runs` are the first key of each and the one behind its last. `hides` is the one number beside zero
+    that an additive mask has, if it hides.
     """
 
     every: bool
     some: bool
-    hides: float = -np.inf
+    hides: float | None = None
     rows: np.ndarray | None = None
     columns: np.ndarray | None = None
+    runs: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def positions(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -63,9 +65,8 @@ def _candidates(rows: np.ndarray, columns: np.ndarray) -> Iterable[tuple[np.ndar
 
 
 def seen_by(value: ir.Value, negated: bool = False) -> Seen | None:
-    """What a mask of constants lets see: boolean, or additive, and then it sees where it is zero.
-
-    None where the mask hangs on data, has more than one other number, or one that hides too little.
+    """What a mask of constants lets see: a boolean one where it is true, another where it is zero; with `negated`
+    elsewhere. None where the mask hangs on data.
     """
     kept = value.meta.get(KNOWN)
     if kept is None:
@@ -81,22 +82,26 @@ def seen_by(value: ir.Value, negated: bool = False) -> Seen | None:
 
 
 def _look(value: ir.Value, negated: bool) -> Seen | None:
-    rows: list[np.ndarray] = []
+    rows, first, end = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
     columns = np.zeros(shape_of(value)[-1:], np.int64)
-    alike, some, hides = True, True, -np.inf
+    alike, some = True, True
     numbers: set[float] = set()
     for block in blocks(value):
         if block.dtype != bool:
-            numbers.update(np.unique(block[block != 0].astype(np.float64))[:2].tolist())
-            if len(numbers) > 1 or not all(n <= HIDES for n in numbers):
-                return None
-            hides = max(numbers, default=hides)
+            numbers.update(np.unique(block[block != 0]).astype(np.float64)[:2].tolist())
             block = block == 0
         seen = (block != negated).reshape(-1, *block.shape[-2:])
         some = some and bool(seen.any(axis=-1).all())
         alike = alike and bool((seen == seen[:1]).all())
         rows.append(seen[0].sum(axis=1))
         columns += seen[0].sum(axis=0)
-    of_rows = np.concatenate(rows)
-    every = alike and bool((of_rows == len(columns)).all())
-    return Seen(every, some, hides, *((of_rows, columns) if alike else ()))
+        first.append(seen[0].argmax(axis=1))
+        end.append(len(columns) - seen[0, :, ::-1].argmax(axis=1))
+    every = alike and all(bool((keys == len(columns)).all()) for keys in rows)
+    hides = numbers.pop() if len(numbers) == 1 else 0.0
+    found = Seen(every, some, hides if hides <= HIDES else None)
+    if not alike:
+        return found
+    keys, starts, ends = (np.concatenate(parts) for parts in (rows, first, end))
+    neighbours = some and np.array_equal(ends - starts, keys)
+    return replace(found, rows=keys, columns=columns, runs=(starts, ends) if neighbours else None)

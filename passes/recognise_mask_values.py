@@ -37,8 +37,8 @@ Index = tuple[np.ndarray, ...]
 FIRST = np.zeros((), np.int64)
 
 ELEMENTWISE = frozenset(
-    "Abs Add And Cast Ceil Div Equal Floor Greater GreaterOrEqual Identity IsInf IsNaN Less LessOrEqual Max Min Mod Mul "
-    "Neg Not Or Round Sign Sub Where Xor".split()
+    "Abs Add And Cast Ceil Div Equal Floor Greater GreaterOrEqual Identity IsInf IsNaN Less LessOrEqual Max Min Mod "
+    "Mul Neg Not Or Round Sign Sub Where Xor".split()
 )
 
 

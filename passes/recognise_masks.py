@@ -22,17 +22,23 @@ from onnxmesh.passes.match import (
     given,
     is_constant,
     producer,
-    scalar,
     shape_of,
 )
-from onnxmesh.passes.recognise_mask_positions import HIDES, seen_by
+from onnxmesh.passes.recognise_mask_conditions import (
+    ABSORBS,
+    SMALL,
+    Condition,
+    conditions,
+    is_zero,
+    moderate,
+    number_of,
+    selection,
+    truth_of,
+)
+from onnxmesh.passes.recognise_mask_positions import Seen, seen_by
 
-ABSORBS = -1e30
-"""A number of at most this, added to a score in float32, leaves nothing of the score; the lowest one of float16
-does not: in a row that sees no key the scores then still count."""
-
-SMALL = 1 << 16
-"""Constants of more bytes are not made: they are computed from those of the model."""
+LOWEST = float(np.finfo(np.float32).min)
+"""What the score of a hidden key becomes in an Attention whose masked rows are uniform."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +57,6 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
-    """A boolean value, true where a key may be seen; with `negated`, where it may not."""
-
-    value: ir.Value
-    negated: bool = False
-
-    def __invert__(self) -> Condition:
-        return Condition(self.value, not self.negated)
-
-
-@dataclass(frozen=True, slots=True)
 class Term:
     """One op on the scores: `value` is added (times `factor`), or `seen` selects between the score and `fill`."""
 
@@ -74,106 +69,65 @@ class Term:
 
 @dataclass(slots=True)
 class Masks:
-    """The inputs of an Attention that hide keys. `fill` is what hidden scores become, where all agree."""
+    """The inputs of an Attention that hide keys. `fill` is what hidden scores become, where all agree; where what is
+    added is `moderate`, it does not matter whether it is added before or after."""
 
     conditions: list[tuple[Condition, tuple[int, ...]]] = field(default_factory=list)
     fill: float | None = None
     added: ir.Value | None = None
+    moderate: bool = True
     positions: tuple[ir.Value, ir.Value] | None = None
     mask: ir.Value | None = None
-
-
-# --- conditions ---------------------------------------------------------------------------------------------
-
-
-def conditions(seen: Condition) -> list[Condition]:
-    """The conjunction as a list, without what is always true."""
-    node = producer(seen.value)
-    if node is not None:
-        match node.op_type:
-            case "Not":
-                return conditions(Condition(given(node, 0), not seen.negated))
-            case "And" | "Or" if (node.op_type == "Or") == seen.negated:
-                return [c for i in (0, 1) for c in conditions(Condition(given(node, i), seen.negated))]
-            case "Identity":
-                return conditions(Condition(given(node, 0), seen.negated))
-            case "Expand" | "Cast" if given(node, 0).dtype == ir.DataType.BOOL:
-                return conditions(Condition(given(node, 0), seen.negated))
-    truth = _seen(seen)
-    if truth is not None and truth.size <= SMALL:
-        return [] if truth.all() else [seen]
-    known = seen_by(seen.value, seen.negated)
-    return [] if known is not None and known.every else [seen]
-
-
-def condition_of(value: ir.Value, grid: Grid, alone: bool) -> tuple[Condition, float] | None:
-    """The condition and the fill that an additive mask stands for, where adding it is the same as selecting.
-
-    `alone` says that nothing else hides keys.
-    """
-    found = _selected(value)
-    if found is not None and found[1] <= ABSORBS:
-        return found
-    return _constant_condition(value, grid, alone)
-
-
-def _selected(value: ir.Value) -> tuple[Condition, float] | None:
-    """The condition and the number where `value` is zero or that number."""
-    node = producer(value, "Expand", "Identity", "Cast", "Where")
-    if node is None:
-        return None
-    if node.op_type != "Where":
-        found = _selected(given(node, 0))
-        return (found[0], _cast(found[1], value.dtype)) if found is not None else None
-    numbers = scalar(node.inputs[1]), scalar(node.inputs[2])
-    if numbers[0] == 0 and numbers[1] is not None:
-        return Condition(given(node, 0)), numbers[1]
-    if numbers[1] == 0 and numbers[0] is not None:
-        return Condition(given(node, 0), negated=True), numbers[0]
-    return None
-
-
-def _cast(number: float, dtype: ir.DataType | None) -> float:
-    assert dtype is not None
-    with np.errstate(over="ignore"):
-        return float(np.asarray(number).astype(dtype.numpy()))
-
-
-def _constant_condition(value: ir.Value, grid: Grid, alone: bool) -> tuple[Condition, float] | None:
-    """An additive mask of constants, of zeros and one number that hides. The condition holds the floats themselves:
-    true where they are zero. What a hidden score becomes matters only in a row that sees nothing."""
-    seen = seen_by(value) if value.dtype != ir.DataType.BOOL else None
-    if seen is None or seen.every:
-        return None
-    if alone and shape_of(value)[-1] == grid.t and seen.some:
-        return Condition(value), -math.inf
-    return (Condition(value), seen.hides) if seen.hides <= ABSORBS else None
-
-
-def _seen(condition: Condition) -> np.ndarray | None:
-    """The truth of a constant condition."""
-    data = array(condition.value)
-    if data is None:
-        return None
-    return (data if data.dtype == bool else data == 0) != condition.negated
 
 
 # --- causal conditions --------------------------------------------------------------------------------------
 
 
-def causal(editor: Editor, condition: Condition, grid: Grid) -> tuple[ir.Value, ir.Value] | None:
-    """(q_pos, k_pos) where the condition is `k_pos[j] <= q_pos[i]`: a constant triangle, or a comparison."""
+def causal(
+    editor: Editor, condition: Condition, grid: Grid
+) -> tuple[tuple[ir.Value, ir.Value] | None, list[Condition]]:
+    """(q_pos, k_pos) where the condition is `k_pos[j] <= q_pos[i]`: a constant triangle, or a comparison; and what
+    the condition says beside, where it is a band."""
     node = producer(condition.value, "LessOrEqual", "GreaterOrEqual", "Less", "Greater")
     found = _compared(editor, node, condition.negated, grid) if node is not None else None
-    if found is not None:
-        return found
-    if shape_of(condition.value)[-2:] != (grid.s, grid.t):
+    seen = _of_grid(condition, grid) if found is None else None
+    if found is not None or seen is None:
+        return found, []
+    if seen.positions is not None:
+        q, k = seen.positions
+        return (_constant(editor, q, "q_pos"), _constant(editor, k, "k_pos")), []
+    if seen.runs is None or _is_small(condition):
+        return None, []
+    first, end = seen.runs
+    positions = _constant(editor, end - 1, "q_pos"), _constant(editor, np.arange(grid.t), "k_pos")
+    return positions, [_from(editor, first, grid)]
+
+
+def compared(editor: Editor, condition: Condition, grid: Grid) -> list[Condition] | None:
+    """A large constant condition that lets every query see a run of keys, as comparisons of positions."""
+    seen = None if _is_small(condition) else _of_grid(condition, grid)
+    if seen is None or seen.runs is None:
         return None
-    seen = seen_by(condition.value, condition.negated)
-    positions = seen.positions if seen is not None else None
-    if positions is None:
-        return None
-    return _constant(editor, positions[0], "q_pos"), _constant(editor, positions[1], "k_pos")
+    first, end = seen.runs
+    found = [_from(editor, first, grid)] if first.max() > 0 else []
+    return [*found, ~_from(editor, end, grid)] if end.min() < grid.t else found
+
+
+def _of_grid(condition: Condition, grid: Grid) -> Seen | None:
+    """What a constant condition that differs from query to query and from key to key lets see."""
+    own = shape_of(condition.value)[-2:] == (grid.s, grid.t)
+    return seen_by(condition.value, condition.negated) if own else None
+
+
+def _is_small(condition: Condition) -> bool:
+    return is_constant(condition.value) and math.prod(shape_of(condition.value)) <= SMALL
+
+
+def _from(editor: Editor, first: np.ndarray, grid: Grid) -> Condition:
+    """The keys from the first one on that each query sees, of rank 4."""
+    rows = _constant(editor, first.reshape(1, 1, grid.s, 1), "first")
+    keys = _constant(editor, np.arange(grid.t).reshape(1, 1, 1, grid.t), "k_pos")
+    return Condition(editor.op("LessOrEqual", [rows, keys], (1, 1, grid.s, grid.t), ir.DataType.BOOL))
 
 
 def _compared(editor: Editor, node: ir.Node, negated: bool, grid: Grid) -> tuple[ir.Value, ir.Value] | None:
@@ -221,57 +175,138 @@ def _constant(editor: Editor, data: np.ndarray, name: str) -> ir.Value:
 def gather(editor: Editor, terms: Sequence[Term], grid: Grid) -> Masks:
     """The terms, in the order in which they meet the scores, as the inputs of one Attention."""
     masks = Masks()
+    terms = [part for term in terms for part in split(editor, term)]
     for term in terms:
         _take(editor, masks, term, grid.at(term.batch), alone=len(terms) == 1)
-    kept = []
+    chosen, masks.positions, rest = _choose(editor, masks, grid)
+    kept: list[tuple[Condition, tuple[int, ...]]] = [(c, (grid.b, grid.h)) for c in rest]
     for condition, batch in masks.conditions:
-        if masks.positions is None and (masks.fill == -math.inf or masks.added is None):
-            masks.positions = causal(editor, condition, grid)
-            if masks.positions is not None:
-                continue
-        kept.append((condition, batch))
+        if condition != chosen:
+            runs = compared(editor, condition, grid)
+            kept += [(condition, batch)] if runs is None else [(c, (grid.b, grid.h)) for c in runs]
     masks.mask = _conjunction(editor, kept, grid)
     if masks.added is not None:
-        masks.mask = _select(editor, masks.mask, masks.added, masks.fill)
+        both = masks.positions is not None and masks.fill != -math.inf
+        masks.mask = _select(editor, masks.mask, masks.added, LOWEST if both else masks.fill)
     return masks
+
+
+def _choose(
+    editor: Editor, masks: Masks, grid: Grid
+) -> tuple[Condition | None, tuple[ir.Value, ir.Value] | None, list[Condition]]:
+    """The condition that becomes positions, these, and what it says beside: first those of keys in order."""
+    found = []
+    for condition, _ in masks.conditions if _may_have_positions(masks) else ():
+        positions, rest = causal(editor, condition, grid)
+        if positions is not None:
+            found.append((_in_order(positions[1]), condition, positions, rest))
+    return max(found, key=lambda entry: entry[0])[1:] if found else (None, None, [])
+
+
+def _in_order(positions: ir.Value) -> bool:
+    """Whether the positions do not fall from one key to the next, or are data."""
+    data = array(positions)
+    return data is None or bool((np.diff(data) >= 0).all())
+
+
+def _may_have_positions(masks: Masks) -> bool:
+    """Whether a key that its position hides has the same score as one that the mask hides."""
+    if masks.fill == -math.inf or masks.added is None:
+        return True
+    return masks.moderate and masks.added.dtype == ir.DataType.FLOAT
+
+
+def split(editor: Editor, term: Term) -> list[Term]:
+    """A value that is added as one term, as several: a sum with a mask, or a selection between a bias and a number
+    that hides, where that comes to the same."""
+    value = term.value
+    if value is None or term.factor != 1:
+        return [term]
+    node = producer(value, "Add", "Where", "Expand", "Identity", "Reshape")
+    if node is None or selection(editor, value) is not None:
+        return [term]
+    inputs = [given(node, i) for i in range(len(node.inputs))]
+    if node.op_type == "Reshape":
+        before, after = shape_of(inputs[0]), shape_of(value)
+        if before[-2:] != after[-2:] or math.prod(before[:-2]) != math.prod(term.batch):
+            return [term]
+        parts = split(editor, replace(term, value=inputs[0], batch=before[:-2]))
+        return parts if len(parts) > 1 else [term]
+    if node.op_type in ("Expand", "Identity"):
+        parts = split(editor, replace(term, value=inputs[0]))
+        return parts if len(parts) > 1 else [term]
+    if node.op_type == "Add":
+        found = [selection(editor, v) for v in inputs]
+        fills = [x.fill if x is not None else 0.0 for x in found]
+        absorbed = min(fills) <= ABSORBS and all(moderate(v) for v, fill in zip(inputs, fills) if fill > ABSORBS)
+        if min(fills) == -math.inf or (absorbed and max(fills) > ABSORBS):
+            return [part for v in inputs for part in split(editor, replace(term, value=v))]
+        return [term]
+    for bias, other, condition in (
+        (inputs[1], inputs[2], Condition(inputs[0])),
+        (inputs[2], inputs[1], ~Condition(inputs[0])),
+    ):
+        fill = number_of(other)
+        if fill is not None and fill <= ABSORBS:
+            return [*split(editor, replace(term, value=bias)), Term(term.batch, seen=condition, fill=fill)]
+    return [term]
+
+
+def _selected(
+    editor: Editor, masks: Masks, value: ir.Value, grid: Grid, alone: bool
+) -> tuple[list[Condition], float] | None:
+    """The conditions and the fill that an additive mask stands for, where adding it is the same as selecting.
+
+    `alone` says that nothing else hides keys: then no row is hidden wholly, if this mask does not.
+    """
+    found = selection(editor, value)
+    if found is None:
+        return None
+    parts = [c for condition in found.conditions for c in conditions(editor, condition)]
+    if alone and shape_of(value)[-1] == grid.t and len(parts) == 1:
+        seen = seen_by(parts[0].value, parts[0].negated)
+        if seen is not None and seen.some:
+            return parts, -math.inf
+    if found.fill > ABSORBS:
+        return None
+    agrees = not masks.conditions and (masks.added is None or masks.moderate)
+    return (parts, found.fill) if found.fill == -math.inf or agrees else None
 
 
 def _take(editor: Editor, masks: Masks, term: Term, grid: Grid, alone: bool) -> None:
     """Add one term to the masks."""
-    seen, fill, value = term.seen, term.fill, term.value
+    value, fill = term.value, term.fill
+    found: list[Condition] = []
     if value is not None and (term.factor == 1 or array(value) is None) and term.factor > 0:
-        found = condition_of(value, grid, alone)
-        if found is not None and (found[1] == -math.inf or (not masks.conditions and masks.added is None)):
-            seen, fill, value = found[0], found[1] * term.factor, None
+        chosen = _selected(editor, masks, value, grid, alone)
+        if chosen is not None:
+            found, fill, value = chosen[0], chosen[1] * term.factor, None
     if value is not None:
-        if _nothing(value):
-            return
-        if masks.fill is not None and masks.fill != -math.inf:
-            _settle(editor, masks, grid)
-        bias = rank4(editor, value, grid)
-        if term.factor != 1:
-            bias = editor.times(bias, term.factor)
-        masks.added = bias if masks.added is None else _sum(editor, masks.added, bias)
+        if not is_zero(value):
+            _add(editor, masks, value, term.factor, grid)
         return
-    assert seen is not None
+    if term.seen is not None:
+        found = conditions(editor, term.seen)
     if masks.conditions and masks.fill != fill:
         _settle(editor, masks, grid)
-    found_conditions = [(c, grid.batch) for c in conditions(seen)]
-    if masks.added is not None and fill != -math.inf:
-        both = _conjunction(editor, found_conditions, grid)
-        masks.added = _select(editor, both, masks.added, fill)
+    pairs = [(c, grid.batch) for c in found]
+    if masks.added is not None and fill != -math.inf and not masks.moderate:
+        masks.added = _select(editor, _conjunction(editor, pairs, grid), masks.added, fill)
         return
-    masks.conditions += [c for c in found_conditions if c not in masks.conditions]
+    masks.conditions += [c for c in pairs if c not in masks.conditions]
     masks.fill = fill
 
 
-def _nothing(value: ir.Value) -> bool:
-    """Whether the value is zero everywhere: older exporters add such a one."""
-    node = producer(value, "Expand", "Reshape", "Mul")
-    if node is not None:
-        return any(_nothing(v) for v in node.inputs if v is not None)
-    data = array(value)
-    return data is not None and not data.any()
+def _add(editor: Editor, masks: Masks, value: ir.Value, factor: float, grid: Grid) -> None:
+    """Add to what is additive."""
+    small = moderate(value)
+    if masks.fill is not None and masks.fill != -math.inf and not small:
+        _settle(editor, masks, grid)
+    bias = rank4(editor, value, grid)
+    if factor != 1:
+        bias = editor.times(bias, factor)
+    masks.added = bias if masks.added is None else _sum(editor, masks.added, bias)
+    masks.moderate = masks.moderate and small
 
 
 def _settle(editor: Editor, masks: Masks, grid: Grid) -> None:
@@ -280,7 +315,7 @@ def _settle(editor: Editor, masks: Masks, grid: Grid) -> None:
     if seen is not None:
         zero = masks.added if masks.added is not None else editor.number(0.0, ir.DataType.FLOAT)
         masks.added = _select(editor, seen, zero, masks.fill)
-    masks.conditions, masks.fill = [], None
+    masks.conditions, masks.fill, masks.moderate = [], None, False
 
 
 def _conjunction(editor: Editor, found: Sequence[tuple[Condition, tuple[int, ...]]], grid: Grid) -> ir.Value | None:
@@ -298,10 +333,12 @@ def _conjunction(editor: Editor, found: Sequence[tuple[Condition, tuple[int, ...
 
 def _boolean(editor: Editor, condition: Condition) -> ir.Value:
     value, negated = condition.value, condition.negated
-    seen = _seen(condition)
+    seen = truth_of(condition)
     if seen is not None and seen.nbytes <= SMALL and (negated or value.dtype != ir.DataType.BOOL):
         return editor.constant(seen, "mask")
-    if value.dtype != ir.DataType.BOOL:
+    if not condition.boolean and negated:
+        return editor.cast(value, ir.DataType.BOOL)
+    if not condition.boolean:
         zero = editor.number(0.0, value.dtype)
         value = editor.op("Equal", [value, zero], shape_of(value), ir.DataType.BOOL)
     return editor.op("Not", [value], shape_of(value)) if negated else value

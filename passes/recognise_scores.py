@@ -24,8 +24,9 @@ from onnxmesh.passes.match import (
 )
 from onnxmesh.passes.recognise_contraction import Contraction, contraction
 from onnxmesh.passes.recognise_layout import permutation
+from onnxmesh.passes.recognise_mask_conditions import Condition
 from onnxmesh.passes.recognise_mask_positions import HIDES
-from onnxmesh.passes.recognise_masks import Condition, Term
+from onnxmesh.passes.recognise_masks import Term
 from onnxmesh.passes.recognise_softmax import unshifted
 
 DEPTH = 24
