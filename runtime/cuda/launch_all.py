@@ -1,3 +1,6 @@
 """Importing this registers every launcher."""
 
-from onnxmesh.runtime.cuda import attention, codegen, einsum, gemm  # noqa: F401
+import onnxmesh.runtime.cuda.attention
+import onnxmesh.runtime.cuda.codegen
+import onnxmesh.runtime.cuda.einsum
+import onnxmesh.runtime.cuda.gemm  # noqa: F401
