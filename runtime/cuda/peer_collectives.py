@@ -19,6 +19,7 @@ from onnxmesh.runtime.cuda.device import import_cupy
 from onnxmesh.runtime.cuda.launchers import Launch
 from onnxmesh.runtime.cuda.peer_memory import PeerMemory
 from onnxmesh.runtime.cuda.peer_source import MOST_RANKS, SOURCE, THREADS
+from onnxmesh.runtime.cuda.raw import chain
 from onnxmesh.runtime.exchange import pulls, pushes
 from onnxmesh.runtime.kernels.registry import Array
 from onnxmesh.runtime.nccl import NcclCommunicator
@@ -74,25 +75,34 @@ def prepare(
     group = rank.mesh.group(rank.rank, item.axis)
     here = group.index(rank.rank)
     sums = item.kind in ("AllReduce", "ReduceScatter")
-    try:
-        items = (_sums if sums else _copies)(item, ins, outs, group, here, memory)
-    except _TooManyLoops:
-        return None
-    if items is None:
-        return None
-    name = "onnxmesh_sum" if sums else "onnxmesh_push"
-    nbytes = sum(prod(x.shape) * x.itemsize for x in (*ins, *outs))
-    blocks = max(1, min(MOST_BLOCKS, nbytes // BYTES_A_BLOCK))
-    channel = (item.stream, item.axis)
-    line = memory.lines(channel, LINES)
-    return _launch(name, ins[0].dtype.name, items, blocks, _meeting(memory, group, here, line), memory)
+    numbered = list(zip(range(len(ins)), ins, outs))
+    # A kernel sums up one dtype; copies are of bytes.
+    parts = [[e for e in numbered if e[1].dtype == kind] for kind in dict.fromkeys(x.dtype for x in ins)]
+    launches = []
+    for part in parts if sums else [numbered]:
+        try:
+            items = (_sums if sums else _copies)(item, part, group, here, memory)
+        except _TooManyLoops:
+            return None
+        if items is None:
+            return None
+        nbytes = sum(prod(x.shape) * x.itemsize for _, *pair in part for x in pair)
+        blocks = max(1, min(MOST_BLOCKS, nbytes // BYTES_A_BLOCK))
+        meeting = _meeting(memory, group, here, memory.lines((item.stream, item.axis), LINES))
+        name = "onnxmesh_sum" if sums else "onnxmesh_push"
+        launches.append(_launch(name, part[0][1].dtype.name, items, blocks, meeting, memory))
+    return chain(launches)
+
+
+_Numbered = tuple[int, Array, Array]
+"""Which of a collective's inputs, that input, and its result."""
 
 
 def _copies(
-    item: Collective, ins: Sequence[Array], outs: Sequence[Array], group: Sequence[int], here: int, memory: PeerMemory
+    item: Collective, part: Sequence[_Numbered], group: Sequence[int], here: int, memory: PeerMemory
 ) -> np.ndarray | None:
     found: list[tuple[int, Array, Array]] = []
-    for number, (x, out) in enumerate(zip(ins, outs)):
+    for number, x, out in part:
         pushed = pushes(item, number, x, [out] * len(group), len(group), here)
         if pushed is None or memory.offset(out) is None:
             return None
@@ -109,10 +119,10 @@ def _copy(x: Array, out: Array, to: int) -> tuple[Any, ...]:
 
 
 def _sums(
-    item: Collective, ins: Sequence[Array], outs: Sequence[Array], group: Sequence[int], here: int, memory: PeerMemory
+    item: Collective, part: Sequence[_Numbered], group: Sequence[int], here: int, memory: PeerMemory
 ) -> np.ndarray | None:
     rows = []
-    for number, (x, out) in enumerate(zip(ins, outs)):
+    for number, x, out in part:
         reduction = item.attrs_of(number).get("reduce", "sum")
         if x.dtype.name not in _SUMMED or reduction not in ("sum", "avg") or memory.offset(x) is None:
             return None

@@ -144,10 +144,10 @@ class Scope:
         return name, width
 
     def _read(self, value: int, step: Step, dtypes: Sequence[Any], result: int) -> str:
-        """An operand at element `e`, rounded where the op jumps."""
+        """An operand at element `e`, rounded where the op jumps, or goes on with more digits than there are."""
         text, kind = self.at(value, "e"), self._program.dtypes[value]
-        to_integer = step.op == "Cast" and np.dtype(self._program.dtypes[result]).kind in "iub"
-        if is_narrow(kind) and (step.op in SHARP or to_integer) and self._is_unrounded(value):
+        casts = step.op in ("Cast", "CastLike") and not is_narrow(self._program.dtypes[result])
+        if is_narrow(kind) and (step.op in SHARP or casts) and self._is_unrounded(value):
             return f"rounded<{stored(kind)}>({text})"
         return text
 

@@ -239,8 +239,9 @@ _FORMULAS: dict[str, Formula] = {
 FORMULAS = frozenset(_FORMULAS)
 """Every op that has a formula."""
 
-SHARP = frozenset("Equal Less LessOrEqual Greater GreaterOrEqual Ceil Floor Round Sign Mod".split())
-"""Ops that jump: in half precision their operands are rounded first, as they would be in memory."""
+SHARP = frozenset("Equal Less LessOrEqual Greater GreaterOrEqual Ceil Floor Round Sign Mod Sin Cos Tan".split())
+"""Ops that jump, or that turn an angle of many turns: in half precision their operands are rounded first, as they would
+be in memory."""
 
 
 def _refuse(op: str) -> str:
