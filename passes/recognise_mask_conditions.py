@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxmesh.passes.match import Editor, array, given, is_constant, is_float, producer, scalar, shape_of
 from onnxmesh.passes.recognise_mask_positions import seen_by
+from onnxmesh.passes.recognise_mask_values import ELEMENTWISE
 
 ABSORBS = -1e30
 """A number of at most this, added to a score in float32, leaves nothing of the score; the lowest one of float16
@@ -162,6 +163,23 @@ def lifted(editor: Editor, value: ir.Value, before: Sequence[int], after: Sequen
     padded = (1,) * (len(before) - len(shape)) + shape
     own = iter([n for n, whole in zip(padded, before) if whole != 1])
     return editor.reshape(value, [1 if whole == 1 else next(own) for whole in after])
+
+
+def shrunk(editor: Editor, value: ir.Value) -> ir.Value:
+    """A value that broadcasts to the same, computed before dims were expanded where that is cheaper."""
+    node = producer(value)
+    if node is None or len(node.outputs) > 1:
+        return value
+    if node.op_type in ("Expand", "Identity"):
+        return shrunk(editor, given(node, 0))
+    if node.op_type not in ELEMENTWISE or math.prod(shape_of(value)) <= SMALL:
+        return value
+    inputs = [shrunk(editor, v) for v in node.inputs if v is not None]
+    shape = np.broadcast_shapes(*map(shape_of, inputs))
+    if math.prod(shape) == math.prod(shape_of(value)):
+        return value
+    attrs = {name: a.value for name, a in node.attributes.items()}
+    return editor.op(node.op_type, inputs, shape, value.dtype, attrs, node.domain)
 
 
 def truth_of(condition: Condition) -> np.ndarray | None:

@@ -33,9 +33,10 @@ from onnxmesh.passes.recognise_mask_conditions import (
     moderate,
     number_of,
     selection,
+    shrunk,
     truth_of,
 )
-from onnxmesh.passes.recognise_mask_positions import Seen, seen_by
+from onnxmesh.passes.recognise_mask_positions import HIDES, Seen, seen_by
 
 LOWEST = float(np.finfo(np.float32).min)
 """What the score of a hidden key becomes in an Attention whose masked rows are uniform."""
@@ -103,14 +104,19 @@ def causal(
     return positions, [_from(editor, first, grid)]
 
 
-def compared(editor: Editor, condition: Condition, grid: Grid) -> list[Condition] | None:
-    """A large constant condition that lets every query see a run of keys, as comparisons of positions."""
+def compared(
+    editor: Editor, condition: Condition, grid: Grid, positions: tuple[ir.Value, ir.Value] | None
+) -> list[Condition] | None:
+    """A large constant condition that lets every query see a run of keys, as comparisons: of its first key, and of
+    its end, where that does not follow from the positions."""
     seen = None if _is_small(condition) else _of_grid(condition, grid)
     if seen is None or seen.runs is None:
         return None
     first, end = seen.runs
     found = [_from(editor, first, grid)] if first.max() > 0 else []
-    return [*found, ~_from(editor, end, grid)] if end.min() < grid.t else found
+    q, k = (array(p) for p in positions) if positions is not None else (None, None)
+    follows = q is not None and k is not None and np.array_equal(k, np.arange(grid.t)) and bool((q < end).all())
+    return found if follows or end.min() == grid.t else [*found, ~_from(editor, end, grid)]
 
 
 def _of_grid(condition: Condition, grid: Grid) -> Seen | None:
@@ -182,7 +188,7 @@ def gather(editor: Editor, terms: Sequence[Term], grid: Grid) -> Masks:
     kept: list[tuple[Condition, tuple[int, ...]]] = [(c, (grid.b, grid.h)) for c in rest]
     for condition, batch in masks.conditions:
         if condition != chosen:
-            runs = compared(editor, condition, grid)
+            runs = compared(editor, condition, grid, masks.positions)
             kept += [(condition, batch)] if runs is None else [(c, (grid.b, grid.h)) for c in runs]
     masks.mask = _conjunction(editor, kept, grid)
     if masks.added is not None:
@@ -194,12 +200,13 @@ def gather(editor: Editor, terms: Sequence[Term], grid: Grid) -> Masks:
 def _choose(
     editor: Editor, masks: Masks, grid: Grid
 ) -> tuple[Condition | None, tuple[ir.Value, ir.Value] | None, list[Condition]]:
-    """The condition that becomes positions, these, and what it says beside: first those of keys in order."""
+    """The condition that becomes positions, these, and what it says beside: rather one with its keys in order, and
+    rather one that says nothing beside."""
     found = []
     for condition, _ in masks.conditions if _may_have_positions(masks) else ():
         positions, rest = causal(editor, condition, grid)
         if positions is not None:
-            found.append((_in_order(positions[1]), condition, positions, rest))
+            found.append(((_in_order(positions[1]), not rest), condition, positions, rest))
     return max(found, key=lambda entry: entry[0])[1:] if found else (None, None, [])
 
 
@@ -260,7 +267,7 @@ def _selected(
     `alone` says that nothing else hides keys: then no row is hidden wholly, if this mask does not.
     """
     found = selection(editor, value)
-    if found is None:
+    if found is None or found.fill > HIDES:
         return None
     parts = [c for condition in found.conditions for c in conditions(editor, condition)]
     if alone and shape_of(value)[-1] == grid.t and len(parts) == 1:
@@ -302,7 +309,7 @@ def _add(editor: Editor, masks: Masks, value: ir.Value, factor: float, grid: Gri
     small = moderate(value)
     if masks.fill is not None and masks.fill != -math.inf and not small:
         _settle(editor, masks, grid)
-    bias = rank4(editor, value, grid)
+    bias = rank4(editor, shrunk(editor, value), grid)
     if factor != 1:
         bias = editor.times(bias, factor)
     masks.added = bias if masks.added is None else _sum(editor, masks.added, bias)
@@ -332,7 +339,7 @@ def _conjunction(editor: Editor, found: Sequence[tuple[Condition, tuple[int, ...
 
 
 def _boolean(editor: Editor, condition: Condition) -> ir.Value:
-    value, negated = condition.value, condition.negated
+    value, negated = shrunk(editor, condition.value), condition.negated
     seen = truth_of(condition)
     if seen is not None and seen.nbytes <= SMALL and (negated or value.dtype != ir.DataType.BOOL):
         return editor.constant(seen, "mask")

@@ -135,6 +135,8 @@ def test_nested(body: str, visible: object) -> None:
         "c = Unsqueeze(seen, rows) m0 = Where(c, zero, inf) m1 = Where(pad, zero, inf) m = Add(m0, m1) s = Add(a, m)",
         "cf = Cast<to = 1>(seen) pf = Cast<to = 1>(pad) both = Mul(cf, pf) h = Equal(both, zero) s = Where(h, inf, a)",
         "both = And(seen, pad) m = Where(both, zero, min) h = Less(m, hundred) s = Where(h, min, a)",
+        "e0 = Expand(pad, whole) e = Cast<to = 1>(e0) i0 = Sub(one, e) h0 = Cast<to = 9>(i0) m0 = Where(h0, min, i0) "
+        "h = Cast<to = 9>(m0) c = Where(seen, zero, min) m1 = Expand(c, whole) m = Where(h, min, m1) s = Add(a, m)",
         "no = And(pad, pad) n = Not(no) h0 = Not(seen) h = Or(h0, n) s = Where(h, inf, a)",
     ],
 )
@@ -163,6 +165,13 @@ def test_window(padded: bool) -> None:
     assert result.ops["LessOrEqual"] == 1
     assert set(result.ops) <= {"Attention", "LessOrEqual", "And"}
     assert max(v.const_value.size for v in result.model.graph.initializers.values() if v.const_value) <= S
+
+
+def test_chunks() -> None:
+    """Keys of the same chunk that are not ahead: that a chunk ends follows from the positions."""
+    body = "ci = Div(i, near) cj = Div(j, near) same = Equal(ci, cj) old = LessOrEqual(j, i) both = And(same, old)"
+    result = attention(f"{body} s = Where(both, a, inf)")
+    assert result.ops == {"Attention": 1, "LessOrEqual": 1}
 
 
 def test_band_of_a_buffer() -> None:
@@ -207,6 +216,13 @@ def test_mask_of_an_attention_op_that_hides_nothing() -> None:
     body = "ones = Expand(true, whole) y = Attention(q, k, v, ones)"
     result = check(body, QKV, CONSTANTS, opset=23)
     assert len(result.node("Attention").inputs) == 3
+
+
+def test_a_number_that_does_not_hide_is_a_bias() -> None:
+    result = attention(f"{TRIANGLE} m = Where(seen, zero, one) s = Add(a, m)")
+    mask = mask_of(result)
+    assert mask is not None and mask.dtype == ir.DataType.FLOAT
+    assert len(result.node("Attention").inputs) == 4
 
 
 def test_data_is_not_a_constant() -> None:
