@@ -73,9 +73,9 @@ class _Conversion:
         reads = [(node, i, value) for node in self._graph for i, value in enumerate(node.inputs) if is_wide(value)]
         for node, index, value in reads:
             assert value is not None
-            wanted = node not in self._kept and not (self._is_mask(node, index) and self._half == ir.DataType.FLOAT16)
+            wanted = node not in self._kept and not self._is_mask(node, index)
             if wanted != (value in self._narrowed):
-                node.replace_input_with(index, self._cast(value, node, index, wanted))
+                node.replace_input_with(index, self._cast(value, wanted))
         for value in self._narrowed:
             self._retype(value)
         for index, value in enumerate(list(self._graph.outputs)):
@@ -86,11 +86,11 @@ class _Conversion:
             if not constant.uses() and not constant.is_graph_output():
                 del self._graph.initializers[name]
 
-    def _cast(self, value: ir.Value, reader: ir.Node, index: int, to_half: bool) -> ir.Value:
+    def _cast(self, value: ir.Value, to_half: bool) -> ir.Value:
         """The value in the other type, made once."""
         source = value.producer()
         before = self._kept.get(source) if source is not None else None
-        huge = to_half and ((before is not None and before.huge) or self._is_mask(reader, index))
+        huge = to_half and before is not None and before.huge
         key = (value, to_half, huge)
         if key not in self._known:
             self._known[key] = self._converted(value, to_half, huge)
