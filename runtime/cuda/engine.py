@@ -276,6 +276,8 @@ class CudaEngine(Engine):
 
     def _everywhere(self, here: bool) -> bool:
         """Whether it is so on every rank."""
+        if self.communicator.mesh.size == 1:
+            return here
         everyone = tuple(range(self.communicator.mesh.size))
         flag = self._xp.full(1, here, self._xp.uint8)
         return bool(self._device.get(self.communicator.all_reduce(flag, everyone, "min"))[0])
