@@ -15,12 +15,15 @@ INDICES = 1 << 16
 
 
 def pick(node: ir.Node, b: Builder) -> bool:
-    """A Gather of one entry, or of a run of entries, that a constant picks: a Slice."""
+    """A Gather of one column, or of a run of columns, that a constant picks: a Slice.
+
+    Rows stay: one token of a sequence that is shared out is taken by the rule of the Gather.
+    """
     x, index = present(node, 0), constant(present(node, 1), INDICES)
-    if x.is_initializer() or index is None or index.size == 0:
+    shape, axis = shape_of(x), node.attributes.get_int("axis", 0)
+    if x.is_initializer() or index is None or index.size == 0 or axis != len(shape) - 1:
         return False
-    shape, picked = shape_of(x), index.reshape(-1)
-    axis = node.attributes.get_int("axis", 0)
+    picked = index.reshape(-1)
     start = int(picked[0]) % shape[axis]
     if not np.array_equal(picked % shape[axis], np.arange(start, start + picked.size)):
         return False

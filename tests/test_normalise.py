@@ -148,7 +148,8 @@ ALONG_AXES = [
     Case("Concat", [X, X], {"axis": -2}),
     Case("Gather", [X, n(2, 0)], {"axis": -2}, becomes=["Gather"]),
     Case("Gather", [X, n(-1).reshape(())], {"axis": -1}, becomes=["Slice", "Reshape"]),
-    Case("Gather", [X, n(-2, -1)], {"axis": 1}, becomes=["Slice"]),
+    Case("Gather", [X, n(-2, -1)], {"axis": 2}, becomes=["Slice"]),
+    Case("Gather", [X, n(0)], {"axis": 1}, becomes=["Gather"]),
 ]
 ARITHMETIC = [
     Case("Gemm", [floats(2, 3), floats(3, 4)], becomes=["MatMul"]),
