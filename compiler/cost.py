@@ -1,8 +1,9 @@
 """Predicted times, in microseconds, of local computation and of collectives on one mesh axis.
 
-Two models over one device profile (runtime/profile.py). `computation` and `reshard` price a choice of placement: they
-grow evenly with the work, so that a choice never hangs on a count of tiles. `execution` is the best guess at what one
-instruction takes on one rank: it knows about tiles and waves, and is what reports show.
+Two models over a device profile (runtime/profile.py). `computation` and `reshard` price a choice of placement: they
+grow evenly with the work, so that a choice never hangs on a count of tiles, and use round numbers unless a profile is
+named, so that plans stay the same when one is measured anew. `execution` is the best guess at what one instruction
+takes on one rank: it knows about tiles and waves, and is what reports show.
 """
 
 from __future__ import annotations
@@ -42,16 +43,19 @@ GENERIC = DeviceProfile(
 """Round numbers of a host of large GPUs with fast links between all of them, for where nothing was measured."""
 
 _current: ContextVar[DeviceProfile | None] = ContextVar("onnxmesh_device_profile", default=None)
+_placing: ContextVar[DeviceProfile] = ContextVar("onnxmesh_placing_profile", default=GENERIC)
 
 
 @contextmanager
 def on(device: DeviceProfile | None) -> Iterator[None]:
     """Within it times are those of `device`; None: of the default."""
-    token = _current.set(device or default())
+    named = device or _named()
+    current, placing = _current.set(named or _shipped()), _placing.set(named or GENERIC)
     try:
         yield
     finally:
-        _current.reset(token)
+        _current.reset(current)
+        _placing.reset(placing)
 
 
 def current() -> DeviceProfile:
@@ -65,8 +69,12 @@ def default() -> DeviceProfile:
     Raises:
         InvalidArgument: the file cannot be read.
     """
+    return _named() or _shipped()
+
+
+def _named() -> DeviceProfile | None:
     path = os.environ.get(VARIABLE)
-    return profile.load(path) if path else _shipped()
+    return profile.load(path) if path else None
 
 
 @cache
@@ -110,7 +118,7 @@ def strategy_flops(view: OpView, strategy: Strategy) -> float:
 
 def computation(view: OpView, strategy: Strategy, device: DeviceProfile | None = None) -> float:
     """Microseconds of one rank's computation, and of what its expansion sends."""
-    device = device or current()
+    device = device or _placing.get()
     if _is_view(view):
         return 0.0
     local = local_view(view, strategy)
@@ -168,14 +176,14 @@ def sent(kind: str, before: float, after: float, ranks: int) -> float:
 
 def all_reduce(size: float, ranks: int, device: DeviceProfile | None = None) -> float:
     """Microseconds to all-reduce `size` bytes a rank."""
-    return (device or current()).link("AllReduce", ranks)(sent("AllReduce", size, size, ranks))
+    return (device or _placing.get()).link("AllReduce", ranks)(sent("AllReduce", size, size, ranks))
 
 
 def reshard(size: int, before: Placement, after: Placement, ranks: int, device: DeviceProfile | None = None) -> float:
     """Microseconds to change the placement of a tensor of `size` global bytes; infinite where it cannot be."""
     if before == after:
         return 0.0
-    device = device or current()
+    device = device or _placing.get()
     moved = size * (ranks - 1) / ranks
     if isinstance(before, Replicate):
         return INFINITE if isinstance(after, Partial) else 0.01 + size / ranks / device.memory.rate

@@ -19,6 +19,7 @@ import pytest
 from command import Command, Done, check_failure, compile_fixture, dims, names_in
 from onnx import TensorProto, helper
 
+from onnxmesh.runtime.plan import VERSION
 from onnxmesh.runtime.shards import ShardWriter
 
 MODEL = inputs.load("llama_op23")
@@ -158,10 +159,10 @@ def test_a_changed_byte_in_each_file(command: Command, copy: Path) -> None:
 
 def test_a_newer_version(command: Command, copy: Path) -> None:
     text = (copy / "plan.json").read_text()
-    assert text.count('"version":1') == 1
-    (copy / "plan.json").write_text(text.replace('"version":1', '"version":2'))
-    check_failure(run(command, copy), 5, "version 2", "upgrade")
-    check_failure(command("inspect", copy), 5, "version 2")
+    assert text.count(f'"version":{VERSION}') == 1
+    (copy / "plan.json").write_text(text.replace(f'"version":{VERSION}', f'"version":{VERSION + 1}'))
+    check_failure(run(command, copy), 5, f"version {VERSION + 1}", "upgrade")
+    check_failure(command("inspect", copy), 5, f"version {VERSION + 1}")
 
 
 def test_not_a_plan(command: Command, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ STAYS = {
     "vit_op18": {},
     "llama_op23": {"Cast": 1, "Mul": 1, "Cos": 1, "Sin": 1, "Reshape": 2},
     "mixtral_op18": {"MatMul": 2, "Softmax": 2, "TopK": 2},
-    "t5_op18": {"Add": 2},
+    "t5_op18": {"Where": 1},
 }
 
 

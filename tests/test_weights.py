@@ -56,9 +56,7 @@ class Ranks:
 
 # Shards that provably cannot matter, by the end of their weight's name, and why.
 IMMATERIAL: dict[str, dict[str, str]] = {
-    "bert_op23": {"key.bias": "adds q . b to all scores of a query alike, which softmax takes away again"},
     "vit_op23": {"k_proj.bias": "adds q . b to all scores of a query alike, which softmax takes away again"},
-    "t5_op23": {"zeros": "what the mask adds to all scores that it leaves, which softmax takes away again"},
 }
 FIXTURES = ("llama_op23", "llama_kv_op23", "qwen2_op18", "bert_op23", "gpt2_op18", "t5_op23", "vit_op23", "wan_op23")
 
