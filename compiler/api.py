@@ -24,25 +24,25 @@ from onnxmesh.compiler.options import CP_STRATEGIES, PRECISIONS, CpStrategy, Opt
 from onnxmesh.compiler.predict import Survey, survey
 from onnxmesh.compiler.report import build_report
 from onnxmesh.compiler.sources import reader
-from onnxmesh.passes.bind import bind
-from onnxmesh.passes.early_bias import early_bias
-from onnxmesh.passes.fuse import fuse
-from onnxmesh.passes.gather_first import gather_first
-from onnxmesh.passes.group_collectives import group_collectives
-from onnxmesh.passes.match import Finding
-from onnxmesh.passes.merge_linears import merge_linears
-from onnxmesh.passes.normalise import SOURCES, normalise
-from onnxmesh.passes.partition import partition
-from onnxmesh.passes.parts import parts
-from onnxmesh.passes.place import Placed, place
-from onnxmesh.passes.precision import Stays, convert
-from onnxmesh.passes.recognise import recognise
-from onnxmesh.passes.repeat_last import repeat_last
-from onnxmesh.passes.schedule import schedule
-from onnxmesh.passes.sink import sink
-from onnxmesh.passes.supported import check_supported
-from onnxmesh.passes.view_first import view_first
-from onnxmesh.passes.worth import check_worth
+from onnxmesh.passes.bind.bind import bind
+from onnxmesh.passes.fuse.early_bias import early_bias
+from onnxmesh.passes.fuse.fuse import fuse
+from onnxmesh.passes.fuse.gather_first import gather_first
+from onnxmesh.passes.fuse.merge_linears import merge_linears
+from onnxmesh.passes.fuse.parts import parts
+from onnxmesh.passes.fuse.repeat_last import repeat_last
+from onnxmesh.passes.fuse.sink import sink
+from onnxmesh.passes.fuse.view_first import view_first
+from onnxmesh.passes.graph.match import Finding
+from onnxmesh.passes.graph.supported import check_supported
+from onnxmesh.passes.normalise.normalise import SOURCES, normalise
+from onnxmesh.passes.partition.partition import partition
+from onnxmesh.passes.place.place import Placed, place
+from onnxmesh.passes.place.worth import check_worth
+from onnxmesh.passes.precision.precision import Stays, convert
+from onnxmesh.passes.recognise.recognise import recognise
+from onnxmesh.passes.schedule.group_collectives import group_collectives
+from onnxmesh.passes.schedule.schedule import schedule
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.plan import Plan
 from onnxmesh.runtime.profile import load as load_profile

@@ -15,7 +15,7 @@ from onnxmesh.compiler.ir.rule import Shape, itemsize
 from onnxmesh.compiler.ir.view import dtype_of, plain_attrs, shape_of
 from onnxmesh.compiler.layout import place_of, renames
 from onnxmesh.compiler.ops.collectives import COLLECTIVES, unpack
-from onnxmesh.passes.normalise_constants import recipe_of
+from onnxmesh.passes.graph.constants import recipe_of
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Replicate
 from onnxmesh.runtime.plan import Buffer, Collective, Instruction, Launch, Plan, Port, Program, Spec, Weight

@@ -16,11 +16,11 @@ from onnxmesh.compiler.cost import nbytes
 from onnxmesh.compiler.ops.collectives import COLLECTIVES
 from onnxmesh.compiler.options import Options
 from onnxmesh.compiler.predict import Survey, Timing
-from onnxmesh.passes.group_collectives import REASONS
-from onnxmesh.passes.match import Finding
-from onnxmesh.passes.place import Placed
-from onnxmesh.passes.precision import Stays
-from onnxmesh.passes.roles import ATTENTION, CONTRACTIONS, weight_ports
+from onnxmesh.passes.graph.match import Finding
+from onnxmesh.passes.place.place import Placed
+from onnxmesh.passes.place.roles import ATTENTION, CONTRACTIONS, weight_ports
+from onnxmesh.passes.precision.precision import Stays
+from onnxmesh.passes.schedule.group_collectives import REASONS
 from onnxmesh.runtime import footprint
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Placement, Shard, local_shape, text

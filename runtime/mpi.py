@@ -25,6 +25,10 @@ _SPIN = 1e-3  # seconds of busy polling before the rank sleeps between polls
 _NAP = 1e-4
 
 
+_FORWARDING = 0.3
+"""Seconds that mpirun gets to pass on the last line; on a busy host an abort overtakes it."""
+
+
 class MpiCommunicator(HostCommunicator):
     """This process's rank in COMM_WORLD, which must have as many ranks as the mesh.
 
@@ -71,6 +75,7 @@ class MpiCommunicator(HostCommunicator):
         place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
         sys.stdout.flush()
         print(f"onnxmesh: rank {self.rank} failed: {text}{place}", file=sys.stderr, flush=True)
+        time.sleep(_FORWARDING)
         self._mpi.COMM_WORLD.Abort(getattr(error, "exit_code", 1))
 
     def _send(self, call: Call, peer: int, parcel: Array) -> _Send:

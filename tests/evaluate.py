@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 import onnxmesh.runtime.kernels  # noqa: F401
 from onnxmesh.compiler.ir import recipe as recipes
-from onnxmesh.passes.normalise import SOURCES
+from onnxmesh.passes.normalise.normalise import SOURCES
 from onnxmesh.runtime.errors import PlanError
 from onnxmesh.runtime.kernels.registry import Call, TensorType, find
 from onnxmesh.runtime.recipe import evaluate as evaluate_recipe

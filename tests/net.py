@@ -10,7 +10,7 @@ import onnx_ir as ir
 from lockstep import run
 
 from onnxmesh.compiler.ir.verify import verify
-from onnxmesh.passes.build import add_constant
+from onnxmesh.passes.graph.build import add_constant
 from onnxmesh.runtime.mesh import Mesh
 
 RNG = np.random.default_rng(5)

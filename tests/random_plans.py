@@ -17,12 +17,12 @@ from onnxmesh.compiler import frontend
 from onnxmesh.compiler.ir.recipe import get as recipe_of
 from onnxmesh.compiler.ir.rule import Strategy
 from onnxmesh.compiler.ir.view import is_constant
-from onnxmesh.passes.bind import bind
-from onnxmesh.passes.candidates import enumerate_strategies
-from onnxmesh.passes.normalise import SOURCES, normalise
-from onnxmesh.passes.partition import partition
-from onnxmesh.passes.recognise import recognise
-from onnxmesh.passes.tie import tie
+from onnxmesh.passes.bind.bind import bind
+from onnxmesh.passes.normalise.normalise import SOURCES, normalise
+from onnxmesh.passes.partition.partition import partition
+from onnxmesh.passes.place.candidates import enumerate_strategies
+from onnxmesh.passes.place.tie import tie
+from onnxmesh.passes.recognise.recognise import recognise
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Partial
 from onnxmesh.runtime.recipe import evaluate_shard

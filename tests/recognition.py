@@ -14,10 +14,10 @@ from evaluate import evaluate
 from onnx import helper, numpy_helper
 
 from onnxmesh.compiler.frontend import load
-from onnxmesh.passes.bind import bind
-from onnxmesh.passes.match import Finding
-from onnxmesh.passes.normalise import normalise
-from onnxmesh.passes.recognise import recognise
+from onnxmesh.passes.bind.bind import bind
+from onnxmesh.passes.graph.match import Finding
+from onnxmesh.passes.normalise.normalise import normalise
+from onnxmesh.passes.recognise.recognise import recognise
 
 Arrays = Mapping[str, np.ndarray]
 TOLERANCE = {"float32": 1e-5, "float16": 4e-3}

@@ -1,8 +1,8 @@
 """Prove rules against the ops themselves.
 
 For every sample node and every strategy that its rule offers, random inputs are cut as the strategy says, the local
-computation runs as the compiler would make it (passes/partition.py), on all ranks in lockstep, and the joined outputs
-are compared with the op's kernel on whole inputs. `python tests/rule_checker.py [OP...]` prints a summary.
+computation runs as the compiler would make it (passes/partition/partition.py), on all ranks in lockstep, and the joined
+outputs are compared with the op's kernel on whole inputs. `python tests/rule_checker.py [OP...]` prints a summary.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from onnxmesh.compiler.ir.recipe import get as recipe_of
 from onnxmesh.compiler.ir.rule import OpView, Port, Strategy
 from onnxmesh.compiler.ir.view import ir_dtype, numpy_dtype, view_of
 from onnxmesh.compiler.ops.samples import Sample, Tensor, samples
-from onnxmesh.passes import partition
-from onnxmesh.passes.local import Local
+from onnxmesh.passes.partition.local import Local
+from onnxmesh.passes.partition.partition import partition
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Partial, Placement, Segment, Segments, Shard, cut, join, local_shape, text
 from onnxmesh.runtime.recipe import evaluate_shard

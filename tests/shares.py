@@ -22,8 +22,8 @@ from onnxmesh.compiler.api import Compilation, compile_model
 from onnxmesh.compiler.errors import ShardingError
 from onnxmesh.compiler.options import CpStrategy, Options, Precision
 from onnxmesh.compiler.verification import reference as run_reference
-from onnxmesh.passes.place import Placed
-from onnxmesh.passes.roles import CONTRACTIONS, weight_ports
+from onnxmesh.passes.place.place import Placed
+from onnxmesh.passes.place.roles import CONTRACTIONS, weight_ports
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Shard
 from onnxmesh.runtime.plan import Collective, Plan

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.frontend import load
-from onnxmesh.passes.bind import bind
-from onnxmesh.passes.fold import LIMIT
-from onnxmesh.passes.normalise import normalise
+from onnxmesh.passes.bind.bind import bind
+from onnxmesh.passes.graph.fold import LIMIT
+from onnxmesh.passes.normalise.normalise import normalise
 
 Dims = list[int | str | None]
 

@@ -11,7 +11,7 @@ from shares import CASES, TOLERANCE, Case, Shares, fixtures
 
 from onnxmesh.compiler.api import Compilation
 from onnxmesh.compiler.errors import ShardingError
-from onnxmesh.passes.place import Placed
+from onnxmesh.passes.place.place import Placed
 
 LEAST_SHARDED, SLACK = 0.9, 0.05
 

@@ -16,8 +16,8 @@ from net import Net
 
 from onnxmesh.compiler import api
 from onnxmesh.compiler.options import CpStrategy, Options
-from onnxmesh.passes.fuse import fuse
-from onnxmesh.passes.match import Finding
+from onnxmesh.passes.fuse.fuse import fuse
+from onnxmesh.passes.graph.match import Finding
 from onnxmesh.runtime.errors import PlanError
 from onnxmesh.runtime.kernels.fused import steps
 from onnxmesh.runtime.mesh import Mesh

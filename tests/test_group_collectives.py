@@ -17,7 +17,7 @@ from net import Net
 import onnxmesh
 from onnxmesh.compiler.ir.verify import verify
 from onnxmesh.compiler.layout import layout
-from onnxmesh.passes.group_collectives import group_collectives
+from onnxmesh.passes.schedule.group_collectives import group_collectives
 from onnxmesh.runtime.errors import PlanError
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.plan import Collective, Plan

@@ -90,6 +90,18 @@ def test_imports_run_one_way(module: str) -> None:
     assert not upward
 
 
+STAGES = ("graph", "normalise", "bind", "recognise", "precision", "place", "partition", "fuse", "schedule")
+"""The folders of passes: each builds on those before it."""
+
+
+def test_a_stage_of_passes_builds_on_those_before_it() -> None:
+    for module, path in MODULES.items():
+        stage = module.removeprefix("onnxmesh.passes.").partition(".")[0]
+        if module.startswith("onnxmesh.passes."):
+            used = {name.split(".")[2] for name in imports(path) if name.startswith("onnxmesh.passes.")}
+            assert used <= {*STAGES[: STAGES.index(stage) + 1]}, module
+
+
 def test_modules_form_no_cycles() -> None:
     graph = {module: set(imports(path, late=False)) - {module} for module, path in MODULES.items()}
     done: set[str] = set()

@@ -20,8 +20,8 @@ from onnxmesh.compiler.layout import layout, place_of
 from onnxmesh.compiler.lower import lower
 from onnxmesh.compiler.options import CpStrategy, Options
 from onnxmesh.models import catalogue
-from onnxmesh.passes.build import add_constant
-from onnxmesh.passes.gather_first import gather_first
+from onnxmesh.passes.fuse.gather_first import gather_first
+from onnxmesh.passes.graph.build import add_constant
 from onnxmesh.runtime.engine import Engine
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.plan import Launch, Program

@@ -14,9 +14,9 @@ from net import Net
 
 import onnxmesh
 from onnxmesh.compiler.ir import recipe as recipes
-from onnxmesh.passes.early_bias import early_bias
-from onnxmesh.passes.fuse import fuse
-from onnxmesh.passes.merge_linears import merge_linears
+from onnxmesh.passes.fuse.early_bias import early_bias
+from onnxmesh.passes.fuse.fuse import fuse
+from onnxmesh.passes.fuse.merge_linears import merge_linears
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Placement, R, Segment, Shard, cut
 from onnxmesh.runtime.recipe import evaluate_shard

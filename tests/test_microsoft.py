@@ -14,8 +14,8 @@ from onnx import helper
 
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.frontend import load
-from onnxmesh.passes.bind import bind
-from onnxmesh.passes.normalise import normalise
+from onnxmesh.passes.bind.bind import bind
+from onnxmesh.passes.normalise.normalise import normalise
 
 B, S, T, H, G, D = 2, 5, 7, 4, 2, 16
 WIDTH, KV_WIDTH = H * D, G * D

@@ -19,9 +19,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.frontend import load
 from onnxmesh.compiler.ir import recipe as recipes
-from onnxmesh.passes.bind import bind
-from onnxmesh.passes.fold import LIMIT
-from onnxmesh.passes.normalise import SOURCES, normalise
+from onnxmesh.passes.bind.bind import bind
+from onnxmesh.passes.graph.fold import LIMIT
+from onnxmesh.passes.normalise.normalise import SOURCES, normalise
 
 RNG = np.random.default_rng(0)
 ONNX_ONLY = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice", "Split", "Pad", "Trilu", "Tile", "Gemm"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from net import Net
 
-from onnxmesh.passes.parts import parts
+from onnxmesh.passes.fuse.parts import parts
 
 
 def halves(net: Net, *starts: int, size: int = 4) -> list[ir.Value]:

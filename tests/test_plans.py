@@ -18,7 +18,7 @@ from onnxmesh.compiler.api import Compilation, compile_model
 from onnxmesh.compiler.options import Options
 from onnxmesh.compiler.report import label
 from onnxmesh.models.catalogue import save
-from onnxmesh.passes.roles import ATTENTION
+from onnxmesh.passes.place.roles import ATTENTION
 from onnxmesh.runtime.placement import local_shape
 from onnxmesh.runtime.plan import Collective, Plan
 

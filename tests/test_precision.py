@@ -25,8 +25,8 @@ from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.ir.verify import verify
 from onnxmesh.compiler.options import HALVES, Options, Precision
 from onnxmesh.compiler.verification import HALF, default_tolerance
-from onnxmesh.passes.precision import convert
-from onnxmesh.passes.precision_rules import LONG
+from onnxmesh.passes.precision.precision import convert
+from onnxmesh.passes.precision.rules import LONG
 from onnxmesh.runtime.mesh import Mesh
 
 ONE = Case()

@@ -13,9 +13,9 @@ from evaluate import evaluate
 from recognition import assert_ordered
 
 from onnxmesh.compiler.frontend import load
-from onnxmesh.passes.bind import bind
-from onnxmesh.passes.normalise import normalise
-from onnxmesh.passes.recognise import recognise
+from onnxmesh.passes.bind.bind import bind
+from onnxmesh.passes.normalise.normalise import normalise
+from onnxmesh.passes.recognise.recognise import recognise
 
 LLAMA = {"Attention": 2, "RMSNormalization": 5, "Rotary": 4, "Swish": 2}
 FLUX = {"Attention": 4, "RMSNormalization": 12, "LayerNormalization": 11, "Rotary": 8, "Gelu": 6, "Swish": 4}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from onnxmesh.passes.recognise_layout import Step, layout, route
+from onnxmesh.passes.recognise.layout import Step, layout, route
 
 SHAPE = (2, 6, 4, 5)
 

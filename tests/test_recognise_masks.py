@@ -11,10 +11,10 @@ from evaluate import evaluate
 from recognition import Result, check, normal, parsed
 
 from onnxmesh.compiler.frontend import load
-from onnxmesh.passes.bind import bind
-from onnxmesh.passes.normalise import normalise
-from onnxmesh.passes.recognise_mask_positions import Seen, seen_by
-from onnxmesh.passes.recognise_mask_values import Unknown, blocks
+from onnxmesh.passes.bind.bind import bind
+from onnxmesh.passes.normalise.normalise import normalise
+from onnxmesh.passes.recognise.mask_positions import Seen, seen_by
+from onnxmesh.passes.recognise.mask_values import Unknown, blocks
 
 B, H, S, D = 2, 2, 264, 4
 """A mask of S x S booleans is larger than what the compiler folds."""
@@ -292,7 +292,7 @@ def test_numbers_of_a_computed_value(body: str, monkeypatch: pytest.MonkeyPatch)
         {"fed": np.float32(1)[None]},
         constants,
     )
-    monkeypatch.setattr("onnxmesh.passes.recognise_mask_values.BLOCK", 16)
+    monkeypatch.setattr("onnxmesh.passes.recognise.mask_values.BLOCK", 16)
     model = normalise(bind(load(proto), {}, {}))
     wanted = evaluate(model, {"fed": np.float32(1)[None]})["y"]
     product = model.graph.outputs[0].producer()

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from net import Net
 
-from onnxmesh.passes.repeat_last import repeat_last
+from onnxmesh.passes.fuse.repeat_last import repeat_last
 
 
 def ops(graph: ir.Graph) -> list[str]:

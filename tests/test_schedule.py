@@ -13,8 +13,8 @@ import pytest
 from onnxmesh.compiler import api
 from onnxmesh.compiler.options import CpStrategy, Options
 from onnxmesh.models import catalogue
-from onnxmesh.passes.schedule import best, candidates, depth_first, streams
-from onnxmesh.passes.schedule_work import Work
+from onnxmesh.passes.schedule.schedule import best, candidates, depth_first, streams
+from onnxmesh.passes.schedule.work import Work
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.plan import Collective, Instruction, Launch, Plan
 from onnxmesh.runtime.session import Session

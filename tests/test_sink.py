@@ -7,8 +7,8 @@ import onnx_ir as ir
 import pytest
 from net import Net
 
-from onnxmesh.passes.fuse import fuse
-from onnxmesh.passes.sink import sink
+from onnxmesh.passes.fuse.fuse import fuse
+from onnxmesh.passes.fuse.sink import sink
 
 TEXT, IMAGE, HEADS, WIDTH = 3, 5, 2, 8
 

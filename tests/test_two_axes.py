@@ -21,7 +21,7 @@ from onnxmesh.models.gpt2 import gpt2
 from onnxmesh.models.layers import Heads, attention, linear, linear_bias, merge_heads, rms_norm, silu, split_heads
 from onnxmesh.models.llama import llama
 from onnxmesh.models.wan import wan
-from onnxmesh.passes.place import place
+from onnxmesh.passes.place.place import place
 from onnxmesh.runtime.mesh import Mesh
 
 BATCH, TOKENS, WIDTH = 2, 12, 16

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from net import Net
 
-from onnxmesh.passes.view_first import view_first
+from onnxmesh.passes.fuse.view_first import view_first
 
 
 def ops(graph: ir.Graph) -> list[str]:

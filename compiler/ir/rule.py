@@ -74,8 +74,8 @@ class Port:
 class Strategy:
     """One way to run a node on an axis: a placement for every input and output.
 
-    `expand` names the expansion (passes/expand.py) that makes the local computation where the op itself, run on
-    local shapes, is not it.
+    `expand` names the expansion (passes/partition/expand.py) that makes the local computation where the op itself, run
+    on local shapes, is not it.
     """
 
     factor: str

@@ -1,0 +1,1 @@
+"""Binding dims and folding constants: every shape becomes known."""

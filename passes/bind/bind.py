@@ -1,0 +1,238 @@
+"""Bind the dynamic dims of the inputs, then walk the graph once: fold constants and give every value its type.
+
+With all inputs static every shape computation is a constant, so one walk in topological order folds it away and
+types the rest. Ops of other domains that have a meaning in ONNX ops are expanded on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from onnxmesh.compiler.errors import ModelError
+from onnxmesh.passes.bind.grid import gather_in_order
+from onnxmesh.passes.bind.sequences import take_apart
+from onnxmesh.passes.graph.build import Builder
+from onnxmesh.passes.graph.fold import fold, inline_if
+from onnxmesh.passes.graph.infer import infer, label, static_shape
+from onnxmesh.passes.normalise.microsoft import EXPANSIONS
+
+DATA_DEPENDENT = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression", "StringSplit"})
+
+
+def bind(model: ir.Model, shapes: Mapping[str, Sequence[int]], dims: Mapping[str, int]) -> ir.Model:
+    """Bind input shapes (`shapes` by input, `dims` by the dim's name) and make every shape static, in place.
+
+    Raises:
+        ModelError: a binding is unknown or contradicts the model; a dim stays unknown; a shape depends on data;
+            the inputs of a node do not fit it.
+    """
+    bind_inputs(model.graph, shapes, dims)
+    propagate(model.graph)
+    return model
+
+
+# --- the inputs ---------------------------------------------------------------------------------------------
+
+
+def bind_inputs(graph: ir.Graph, shapes: Mapping[str, Sequence[int]], dims: Mapping[str, int]) -> None:
+    """Give every graph input a static shape.
+
+    Raises:
+        ModelError: as `bind`.
+    """
+    inputs = {v.name or "": v for v in graph.inputs}
+    for name, shape in shapes.items():
+        if name not in inputs:
+            raise ModelError(f"the model has no input '{name}'", hint=f"its inputs are {_listed(inputs)}")
+        if any(size < 0 for size in shape):
+            raise ModelError(f"the shape {list(shape)} of input '{name}' has a negative dim")
+    sizes = _bind_names(inputs, shapes, dims)
+    for name, value in inputs.items():
+        if not isinstance(value.type, ir.TensorType):
+            raise ModelError(f"input '{name}' is not a tensor, but {value.type}", hint="export it with tensors only")
+        value.shape = ir.Shape(_bound(value, shapes.get(name), sizes))
+
+
+def _bind_names(
+    inputs: Mapping[str, ir.Value], shapes: Mapping[str, Sequence[int]], dims: Mapping[str, int]
+) -> dict[str, int]:
+    """The size of every named dim, from `dims` and from the shapes of the inputs that have it."""
+    known = {symbol for value in inputs.values() for symbol in _symbols(value)}
+    for symbol, size in dims.items():
+        if symbol not in known:
+            has = f"its dims are {_listed(known)}" if known else "all its input dims are static"
+            raise ModelError(f"no input of the model has a dim '{symbol}'", hint=has)
+        if size < 0:
+            raise ModelError(f"the dim '{symbol}' cannot be {size}")
+    sizes = dict(dims)
+    source = {symbol: f"--dim {symbol}={size}" for symbol, size in dims.items()}
+    for name, shape in shapes.items():
+        for dim, size in zip(_dims(inputs[name], len(shape)), shape):
+            named = dim.value if isinstance(dim, ir.SymbolicDim) else None
+            if named is None or named not in known:
+                continue
+            if sizes.setdefault(named, size) != size:
+                raise ModelError(
+                    f"the dim '{named}' of input '{name}' is {size} in its shape, but {source[named]} "
+                    f"says {sizes[named]}",
+                    hint=f"give '{named}' one size",
+                )
+            source.setdefault(named, f"the shape of input '{name}'")
+    return sizes
+
+
+def _dims(value: ir.Value, rank: int) -> Sequence[int | ir.SymbolicDim]:
+    """The dims of an input, to which a shape of `rank` dims is given."""
+    if value.shape is None:
+        return [ir.SymbolicDim(None)] * rank
+    if len(value.shape) != rank:
+        raise ModelError(
+            f"input '{value.name}' has {len(value.shape)} dims, {_text(value)}, but its shape is given with {rank}",
+            hint=f"for example {_option(value)}",
+        )
+    return value.shape.dims
+
+
+def _bound(value: ir.Value, shape: Sequence[int] | None, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The static shape of an input."""
+    if value.shape is None and shape is None:
+        raise ModelError(
+            f"input '{value.name}' has no shape in the model", hint=f"give it, e.g. --shape {value.name}=1x16"
+        )
+    dims = value.shape.dims if value.shape is not None else _dims(value, len(shape or ()))
+    return tuple(_size(value, axis, dim, shape, sizes) for axis, dim in enumerate(dims))
+
+
+def _size(
+    value: ir.Value, axis: int, dim: int | ir.SymbolicDim, shape: Sequence[int] | None, sizes: Mapping[str, int]
+) -> int:
+    given = None if shape is None else shape[axis]
+    known = dim if isinstance(dim, int) else _evaluate(dim, sizes)
+    if known is None and given is None:
+        raise _unbound(value, axis, dim)
+    if known is None or given is None:
+        return int(known if given is None else given)  # type: ignore[arg-type]  # one of the two is known
+    if known != given:
+        raise ModelError(
+            f"dim {axis} of input '{value.name}' is {known} in the model, but {given} in its given shape "
+            f"{'x'.join(map(str, shape or ()))}",
+            hint=f"the model says {_text(value)}",
+        )
+    return known
+
+
+def _evaluate(dim: ir.SymbolicDim | int, sizes: Mapping[str, int]) -> int | None:
+    """The size of a dim: a name, or an expression over names such as `past + seq`."""
+    if isinstance(dim, int):
+        return dim
+    if dim.value is None or dim.value in sizes:
+        return None if dim.value is None else sizes[dim.value]
+    try:
+        result = dim.evaluate({name: size for name, size in sizes.items() if name in dim.free_symbols()})
+    except (ValueError, TypeError, ArithmeticError):
+        return None
+    return int(result) if isinstance(result, int) else None
+
+
+def _symbols(value: ir.Value) -> set[str]:
+    """The names in the shape of an input: whole dims, and the names inside an expression."""
+    names: set[str] = set()
+    for dim in value.shape.dims if value.shape is not None else ():
+        if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
+            names |= _free(dim) | {dim.value}
+    return names
+
+
+def _free(dim: ir.SymbolicDim) -> set[str]:
+    try:
+        return {str(s) for s in dim.free_symbols()}
+    except (ValueError, TypeError):
+        return set()
+
+
+def _unbound(value: ir.Value, axis: int, dim: ir.SymbolicDim | int) -> ModelError:
+    symbol = dim.value if isinstance(dim, ir.SymbolicDim) else None
+    names = sorted(_free(dim) or {symbol}) if isinstance(dim, ir.SymbolicDim) and symbol else []
+    named = f"'{symbol}'" if symbol else "without a name"
+    options = [" ".join(f"--dim {n}=..." for n in names)] if names else []
+    options.append(_option(value))
+    return ModelError(
+        f"dim {axis} ({named}) of input '{value.name}' {_text(value)} has no size", hint=f"give {' or '.join(options)}"
+    )
+
+
+def _option(value: ir.Value) -> str:
+    """A `--shape` option that would bind the input."""
+    dims = value.shape.dims if value.shape is not None else ()
+    sizes = [str(d) if isinstance(d, int) else ("1" if axis == 0 else "16") for axis, d in enumerate(dims)]
+    return f"--shape {value.name}={'x'.join(sizes)}"
+
+
+def _text(value: ir.Value) -> str:
+    dims = value.shape.dims if value.shape is not None else ()
+    return "[" + ", ".join(str(d) if isinstance(d, int) else (d.value or "?") for d in dims) + "]"
+
+
+def _listed(names: Sequence[str] | Mapping[str, object] | set[str]) -> str:
+    return ", ".join(f"'{n}'" for n in sorted(names)) or "none"
+
+
+# --- the walk -----------------------------------------------------------------------------------------------
+
+
+def propagate(graph: ir.Graph) -> None:
+    """Fold constants and infer types until every value has a static shape; nodes must be in topological order.
+
+    Raises:
+        ModelError: a shape depends on data or cannot be inferred, or the inputs of a node do not fit it.
+    """
+    for value in graph.initializers.values():
+        if value.const_value is not None:
+            value.shape = ir.Shape(value.const_value.shape.numpy())
+            value.type = ir.TensorType(value.const_value.dtype)
+    for node in graph:
+        expansion = EXPANSIONS.get((node.domain, node.op_type))
+        if expansion is not None:
+            expansion(node, Builder(graph, node))
+            continue
+        if any(rewrite(graph, node) for rewrite in (inline_if, take_apart, fold, gather_in_order)):
+            continue
+        infer(node, graph.opset_imports)
+        _require_static(node)
+    for output in graph.outputs:
+        if static_shape(output) is None:
+            raise ModelError(f"the shape of output '{output.name}' is unknown: {output.shape}")
+
+
+def _require_static(node: ir.Node) -> None:
+    for output in node.outputs:
+        if not output.name and not output.uses():
+            continue
+        if static_shape(output) is None:
+            raise _unknown_shape(node, output)
+        if output.dtype is None:
+            raise ModelError(f"the element type of '{output.name}', made by {label(node)}, is unknown")
+
+
+def _unknown_shape(node: ir.Node, output: ir.Value) -> ModelError:
+    if node.op_type in DATA_DEPENDENT:
+        return ModelError(
+            f"the shape of '{output.name}' depends on the data that {label(node)} sees",
+            hint="shapes must be known when compiling; export the model without that op",
+        )
+    computed = [v.name for v in node.inputs[1:] if v is not None and v.const_value is None and _is_shape(v)]
+    if computed:
+        return ModelError(
+            f"the shape of '{output.name}' depends on '{computed[0]}', which {label(node)} is given as data",
+            hint="shapes must be known when compiling; export the model with that value fixed",
+        )
+    return ModelError(
+        f"no shape can be inferred for '{output.name}', made by {label(node)}",
+        hint="an op of a custom domain needs a static shape in the file's value_info",
+    )
+
+
+def _is_shape(value: ir.Value) -> bool:
+    return value.dtype in (ir.DataType.INT64, ir.DataType.INT32) and value.shape is not None and len(value.shape) <= 1

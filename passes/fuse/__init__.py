@@ -1,0 +1,1 @@
+"""What a backend runs as one becomes one (docs/fusion.md), and what makes that possible."""

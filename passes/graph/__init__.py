@@ -1,0 +1,1 @@
+"""Working on graphs: building nodes, shapes and dtypes, matching, common subexpressions."""

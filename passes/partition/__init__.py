@@ -1,0 +1,1 @@
+"""A rank's graph: expansions, collectives where placements disagree, local shapes."""

@@ -1,0 +1,1 @@
+"""Choosing placements on one axis: classes, candidates, roles, the integer program."""

@@ -1,0 +1,1 @@
+"""Half precision for a float32 model (docs/precision.md)."""

@@ -1,0 +1,1 @@
+"""Recognising what exporters decompose: attention, masks, norms, rotary embeddings, activations."""

@@ -1,0 +1,1 @@
+"""The order in which a rank runs its nodes, and what it sends together."""
