@@ -122,6 +122,16 @@ def test_unknown_domain(command: Command, tmp_path: Path) -> None:
     check_failure(compile_to(command, model, tmp_path / "out", "--dim", "rows=2"), 3, "com.example", "the_node")
 
 
+def test_a_dtype_that_an_op_does_not_take(command: Command, tmp_path: Path) -> None:
+    seen, total = (onnx.helper.make_tensor_value_info(name, kind, [4]) for name, kind in (("seen", 9), ("total", 9)))
+    axis = onnx.helper.make_tensor("axis", onnx.TensorProto.INT64, [], [0])
+    node = onnx.helper.make_node("CumSum", ["seen", "axis"], ["total"])
+    onnx.save(
+        onnx.helper.make_model(onnx.helper.make_graph([node], "sums", [seen], [total], [axis])), tmp_path / "m.onnx"
+    )
+    check_failure(command("compile", tmp_path / "m.onnx", "--tp", 2), 3, "CumSum", "BOOL[4]")
+
+
 def test_nothing_to_shard(command: Command, tmp_path: Path) -> None:
     model = linear(tmp_path / "model.onnx")
     done = command("compile", model, "--cp", 2, "--dim", "rows=2", "-o", tmp_path / "a.plan")

@@ -147,7 +147,7 @@ def _from_schema(node: ir.Node, opsets: Mapping[str, int]) -> Types:
             _REMEMBERED.clear()
         try:
             _REMEMBERED[key] = _ask(node, domain, version, types, data)
-        except onnx.shape_inference.InferenceError as error:
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
             shapes = ", ".join(_describe(v) for v in node.inputs)
             reason = _first_line(error)
             raise ModelError(f"{label(node)} does not fit its inputs {shapes}: {reason}") from error
