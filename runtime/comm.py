@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol, cast
+from types import TracebackType
+from typing import Any, Protocol, Self, cast
 
 import ml_dtypes  # noqa: F401  (makes NumPy know bfloat16 and float8)
 import numpy as np
@@ -165,6 +167,28 @@ class Communicator(Protocol):
     def abort(self, error: BaseException) -> None:
         """End the other ranks because of this rank's `error`."""
         ...
+
+
+class Scoped(ABC):
+    """A communicator for a `with` block: leaving it closes the communicator, or aborts it if an exception ended it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """See Communicator.close."""
+
+    @abstractmethod
+    def abort(self, error: BaseException) -> None:
+        """See Communicator.abort."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.abort(error)
+        self.close()
 
 
 def resolve_group(mesh: Mesh, rank: int, axis: Axis) -> tuple[int, ...]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Collection, Sequence
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -16,6 +14,7 @@ from onnxmesh.runtime.comm import (
     Call,
     Communicator,
     Parcels,
+    Scoped,
     check_reduction,
     reduce_arrays,
     resolve_group,
@@ -23,7 +22,7 @@ from onnxmesh.runtime.comm import (
 from onnxmesh.runtime.mesh import Mesh
 
 
-class HostCommunicator(Communicator):
+class HostCommunicator(Scoped, Communicator):
     """The collectives on NumPy arrays, all made of one `exchange` that an implementation provides.
 
     Leaving a `with` block closes the communicator, or aborts it if an exception ended the block.
@@ -117,16 +116,6 @@ class HostCommunicator(Communicator):
 
     def close(self) -> None:
         return None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            self.abort(error)
-        self.close()
 
     def _call(self, kind: str, axis: Axis, x: Array, **options: object) -> Call:
         group = self.group(axis)

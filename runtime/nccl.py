@@ -19,10 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import reduce
 from itertools import combinations
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from onnxmesh.runtime.comm import Array, Axis, Communicator, PeerFailed, check_reduction, resolve_group
+from onnxmesh.runtime.comm import Array, Axis, Communicator, PeerFailed, Scoped, check_reduction, resolve_group
 from onnxmesh.runtime.cuda.device import import_cupy, import_nccl
 from onnxmesh.runtime.dtypes import is_narrow
 from onnxmesh.runtime.errors import RunError
@@ -200,7 +199,7 @@ class NcclGroups:
                 os._exit(getattr(failure, "exit_code", 1))
 
 
-class NcclCommunicator(Communicator):
+class NcclCommunicator(Scoped, Communicator):
     """This process's rank. Leaving a `with` block closes it, or aborts it if an exception ended the block.
 
     Args:
@@ -350,16 +349,6 @@ class NcclCommunicator(Communicator):
         if store is not None and not isinstance(error, PeerFailed):
             store.fail(error)
         self.groups.abort(error if isinstance(error, Exception) else RunError(repr(error)))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            self.abort(error)
-        self.close()
 
     def _group(self, axis: Axis) -> tuple[int, ...]:
         return resolve_group(self.mesh, self.rank, axis)
