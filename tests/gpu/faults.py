@@ -89,7 +89,7 @@ CONTROLLED = (
     Case("controlled", "start-up"),
     Case("controlled", "loading"),
     Case("controlled", "running"),
-    Case("controlled", "running", stall=True, says=r"instruction \d+, AllReduce along tp.*rank 1"),
+    Case("controlled", "running", stall=True, says=r"(instruction \d+, AllReduce along tp.*|no answer from )rank 1"),
     Case("controlled", "running", victim=-1, says=""),
 )
 
