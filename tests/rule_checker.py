@@ -25,8 +25,8 @@ from onnxmesh.compiler.ir.recipe import get as recipe_of
 from onnxmesh.compiler.ir.rule import OpView, Port, Strategy
 from onnxmesh.compiler.ir.view import ir_dtype, numpy_dtype, view_of
 from onnxmesh.compiler.ops.samples import Sample, Tensor, samples
-from onnxmesh.passes.partition.local import Local
 from onnxmesh.passes.partition import partition
+from onnxmesh.passes.partition.local import Local
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Partial, Placement, Segment, Segments, Shard, cut, join, local_shape, text
 from onnxmesh.runtime.recipe import evaluate_shard
