@@ -31,3 +31,7 @@ def test_a_product_is_not_made_smaller_for_a_short_collective() -> None:
 
 def test_only_as_many_products_as_the_collective_lasts() -> None:
     assert multiprocessors(_program(4096, 12 << 20, waits=False), 132) == {1: 132 - LEFT}
+
+
+def test_a_small_device_keeps_half_of_itself_for_the_product() -> None:
+    assert multiprocessors(_program(4096, 64 << 20, waits=True), 20) == {1: 10}

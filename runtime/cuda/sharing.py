@@ -29,7 +29,7 @@ def multiprocessors(program: Program, available: int) -> dict[int, int]:
         left = sum(_nbytes(program.buffers[i]) for i in item.ins) / _BYTES
         for index, time in _beside(program, at):
             if left > _WORTH * time:
-                result[index] = available - LEFT
+                result[index] = max(available - LEFT, available // 2)
             left -= time
     return result
 
