@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -17,7 +18,7 @@ from onnxmesh.runtime import footprint, timeline, trace
 from onnxmesh.runtime import io as files
 from onnxmesh.runtime.bench_rank import Work
 from onnxmesh.runtime.comm import Communicator
-from onnxmesh.runtime.launch import LOADING, Job, agree, check_size, find_job, weights_source
+from onnxmesh.runtime.launch import Job, as_rank, find_job, weights_source
 from onnxmesh.runtime.plan import Collective, Plan
 from onnxmesh.runtime.random_weights import RANDOM
 from onnxmesh.runtime.serialize import load
@@ -72,23 +73,10 @@ def bench(request: Request) -> Json | None:
 
 def _measure_as(request: Request, job: Job) -> tuple[Plan, dict[int, Json]]:
     """The plan, and what all ranks of the job measured."""
-    error: Exception | None = None
-    try:
-        plan = load(request.plan)
-        check_size(plan.mesh, job)
-        communicator = job.communicator(plan.mesh, request.timeout)
-    except Exception as caught:
-        error = caught
-    agree(job, error)
-    with job.attend():
-        try:
-            session = _session(request, plan, communicator)
-        except Exception as caught:
-            error = caught
-        agree(job, error, LOADING)
+    make = partial(_session, request)
+    with as_rank(job, request.plan, request.timeout, make) as (plan, session):
         found = job.allgather(list(session.measure(request.work.to_json()).items()))
         session.close()
-        communicator.close()
     return plan, {int(rank): own for part in found for rank, own in part}
 
 

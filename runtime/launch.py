@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LOADING = 300.0
 """Seconds that ranks may take to get ready after each other; one that dies is noticed at once."""
+Made = TypeVar("Made")
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
@@ -162,23 +163,14 @@ def _run_rank(request: Request, job: Job) -> Result:
 
 def _run_as(request: Request, job: Job) -> Result:
     start = time.perf_counter()
-    error: Exception | None = None
-    try:
-        plan = load(request.plan)
-        check_size(plan.mesh, job)
-        communicator = job.communicator(plan.mesh, request.timeout)
-    except Exception as caught:
-        error = caught
-    agree(job, error)
-    with job.attend():
-        try:
-            session = _session(request, plan, communicator)
-            given = request.io == "all" or job.rank == 0
-            feeds = session.check(_feeds(request, plan)) if given else {}
-        except Exception as caught:
-            error = caught
-        agree(job, error, LOADING)
-        ready = time.perf_counter()
+
+    def make(plan: Plan, communicator: Communicator) -> tuple[Session, dict[str, np.ndarray]]:
+        session = _session(request, plan, communicator)
+        given = request.io == "all" or job.rank == 0
+        return session, session.check(_feeds(request, plan)) if given else {}
+
+    with as_rank(job, request.plan, request.timeout, make) as (plan, (session, feeds)):
+        ready, error = time.perf_counter(), None
         outputs, seconds = _repeat(request, plan, session, feeds)
         try:
             _write_rank(request, plan, outputs, job.rank)
@@ -187,9 +179,34 @@ def _run_as(request: Request, job: Job) -> Result:
         agree(job, error)
         report = session.load_report
         session.close()
-        communicator.close()
     report = _beside_plain_read(request, plan, report, [job.rank])
     return Result(job.rank, job.size, outputs, ready - start, seconds, report)
+
+
+@contextmanager
+def as_rank(
+    job: Job, path: str, timeout: float, make: Callable[[Plan, Communicator], Made]
+) -> Iterator[tuple[Plan, Made]]:
+    """A plan, and what `make` makes of it as one rank of a job; within, the rank attends to the others.
+
+    All ranks come through together or not at all: see `agree`.
+    """
+    error: Exception | None = None
+    try:
+        plan = load(path)
+        check_size(plan.mesh, job)
+        communicator = job.communicator(plan.mesh, timeout)
+    except Exception as caught:
+        error = caught
+    agree(job, error)
+    with job.attend():
+        try:
+            made = make(plan, communicator)
+        except Exception as caught:
+            error = caught
+        agree(job, error, LOADING)
+        yield plan, made
+        communicator.close()
 
 
 def _session(request: Request, plan: Plan, communicator: Communicator | None) -> Session:
