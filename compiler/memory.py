@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ALIGNMENT = 256
-"""Bytes; what vectorised loads and collectives like best."""
+from onnxmesh.runtime.memory import aligned
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,6 @@ class Layout:
     offsets: Mapping[int, int]
     size: int
     waits: Mapping[int, frozenset[int]]
-
-
-def aligned(size: int) -> int:
-    """The bytes that a buffer of `size` bytes takes."""
-    return -(-max(size, 1) // ALIGNMENT) * ALIGNMENT
 
 
 def plan(lifetimes: Mapping[int, Lifetime]) -> Layout:

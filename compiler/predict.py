@@ -13,7 +13,7 @@ from onnxmesh.compiler.ir.view import dtype_of, shape_of, view_of
 from onnxmesh.compiler.layout import renames
 from onnxmesh.runtime.exchange import staging_bytes
 from onnxmesh.runtime.mesh import Mesh
-from onnxmesh.runtime.plan import Buffer, Collective, Instruction, Launch, Program
+from onnxmesh.runtime.plan import Collective, Instruction, Launch, Program
 from onnxmesh.runtime.profile import DeviceProfile
 
 _CARRIES = ("Reshape", "Identity", "Cast", "Expand", "Transpose", "Slice", "Concat", "Split")
@@ -136,7 +136,7 @@ def executed(graph: ir.Graph) -> list[ir.Node]:
 def bytes_sent(item: Collective, program: Program, mesh: Mesh) -> int:
     """Bytes that one rank sends, by the ring or pairwise algorithm; a piece that every rank holds is not sent."""
     ranks, buffers = mesh.axis_size(item.axis), program.buffers
-    pairs = [(_nbytes(buffers[before]), _nbytes(buffers[after])) for before, after in zip(item.ins, item.outs)]
+    pairs = [(buffers[before].nbytes, buffers[after].nbytes) for before, after in zip(item.ins, item.outs)]
     return sum(int(cost.sent(item.kind, before, after, ranks)) for before, after in pairs)
 
 
@@ -146,7 +146,3 @@ def collective_time(item: Collective, program: Program, mesh: Mesh, device: Devi
     staged = staging_bytes(item, program.buffers, ranks)
     copies = device.memory(2 * staged) if staged else 0.0
     return device.link(item.kind, ranks)(bytes_sent(item, program, mesh)) + copies
-
-
-def _nbytes(buffer: Buffer) -> int:
-    return cost.nbytes(buffer.shape, buffer.dtype)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+from onnxmesh.runtime.dtypes import dtype as to_dtype
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Placement
 
@@ -41,6 +43,11 @@ class Buffer:
     offset: int = 0
     source: int = -1
     strides: tuple[int, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements. Raises ValueError for an unknown dtype."""
+        return prod(self.shape) * to_dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)

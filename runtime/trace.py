@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from onnxmesh.runtime.dtypes import dtype
 from onnxmesh.runtime.engine import InstructionTime
 from onnxmesh.runtime.errors import RunError
 from onnxmesh.runtime.mesh import Mesh
@@ -66,7 +64,7 @@ def _arguments(program: Program, time: InstructionTime, item: Instruction) -> di
         "node": item.node,
         "in": [_type(buffer) for buffer in ins],
         "out": [_type(buffer) for buffer in outs],
-        "bytes": sum(map(_nbytes, (*ins, *outs))),
+        "bytes": sum(buffer.nbytes for buffer in (*ins, *outs)),
     }
     if isinstance(item, Collective):
         found |= {"axis": item.axis, "reason": item.reason}
@@ -94,7 +92,3 @@ def _kind(item: Instruction) -> str:
 
 def _type(buffer: Buffer) -> str:
     return f"{buffer.dtype}{list(buffer.shape)}"
-
-
-def _nbytes(buffer: Buffer) -> int:
-    return prod(buffer.shape) * dtype(buffer.dtype).itemsize

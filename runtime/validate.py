@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
 from typing import Any
 
 import onnxmesh.runtime.kernels  # noqa: F401  (registers them)
@@ -89,14 +88,10 @@ def _check_program(program: Program, plan: Plan, where: str) -> None:
         _check_instruction(instruction, index, program, plan.mesh, f"{where}: instruction {index}")
 
 
-def _nbytes(buffer: Buffer) -> int:
-    return prod(buffer.shape) * dtype(buffer.dtype).itemsize
-
-
 def _extent(buffer: Buffer) -> int:
     """Bytes from the first element to the end of the last one."""
     if not buffer.strides or 0 in buffer.shape:
-        return _nbytes(buffer)
+        return buffer.nbytes
     last = sum((size - 1) * stride for size, stride in zip(buffer.shape, buffer.strides))
     return (last + 1) * dtype(buffer.dtype).itemsize
 
@@ -115,7 +110,7 @@ def _check_buffer(buffer: Buffer, index: int, program: Program, plan: Plan, wher
     _require(buffer.offset >= 0 and buffer.offset % dtype(buffer.dtype).itemsize == 0, f"{where} is not aligned")
     _require(buffer.kind == "view" or not buffer.strides, f"{where} has strides, but is no view")
     if buffer.kind == "arena":
-        _require(buffer.offset + _nbytes(buffer) <= program.arena_bytes, f"{where} lies outside of the arena")
+        _require(buffer.offset + buffer.nbytes <= program.arena_bytes, f"{where} lies outside of the arena")
         return
     many = {"view": program.buffers, "weight": plan.weights, "input": program.inputs}[buffer.kind]
     _require(0 <= buffer.source < len(many), f"{where}: there is no {buffer.kind} {buffer.source}")

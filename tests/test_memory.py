@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from onnxmesh.compiler.memory import ALIGNMENT, Layout, Lifetime, aligned, plan
+from onnxmesh.compiler.memory import Layout, Lifetime, plan
+from onnxmesh.runtime.memory import ALIGNMENT, aligned
 
 
 @dataclass(frozen=True)

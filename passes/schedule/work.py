@@ -10,8 +10,8 @@ from onnxmesh.compiler import cost
 from onnxmesh.compiler.ir.rule import OpView, replicate
 from onnxmesh.compiler.ir.view import dtype_of, shape_of, view_of
 from onnxmesh.compiler.layout import place_of, renames
-from onnxmesh.compiler.memory import aligned
 from onnxmesh.compiler.ops.collectives import COLLECTIVES
+from onnxmesh.runtime.memory import aligned
 
 Order = list[int]
 """The nodes by number, in the order in which they run."""

@@ -19,7 +19,7 @@ from onnxmesh.runtime.cuda import attention_direct, cudnn, raw
 from onnxmesh.runtime.cuda.attention_mask_text import PRELUDE, Bias, Finish
 from onnxmesh.runtime.cuda.codegen.operand import Operand, Unsuited
 from onnxmesh.runtime.cuda.device import import_cupy
-from onnxmesh.runtime.cuda.launchers import Job, Launch, launcher
+from onnxmesh.runtime.cuda.launchers import Job, Launch, chain, launcher
 from onnxmesh.runtime.cuda.visibility import Run, runs, seen_by_mask, seen_by_position
 from onnxmesh.runtime.kernels.registry import Array
 
@@ -193,7 +193,7 @@ def _launch(whole: _Whole, way: _Way) -> Launch | None:
             launches.append(_execution(job, plan, call[1], place, statistics, own))
         if call is None or call[0].statistics:
             launches.append(_finish(whole, run, statistics, bias, place))
-    return raw.chain(launches)
+    return chain(launches)
 
 
 class _Scratch:

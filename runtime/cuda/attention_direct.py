@@ -6,7 +6,7 @@ from onnxmesh.runtime.cuda import raw
 from onnxmesh.runtime.cuda.attention_text import INPUTS, OUTPUTS, PRELUDE, Attention
 from onnxmesh.runtime.cuda.codegen.operand import Operand, Unsuited
 from onnxmesh.runtime.cuda.device import import_cupy
-from onnxmesh.runtime.cuda.launchers import Job, Launch
+from onnxmesh.runtime.cuda.launchers import Job, Launch, chain
 
 
 def prepare(job: Job) -> Launch | None:
@@ -22,7 +22,7 @@ def prepare(job: Job) -> Launch | None:
     ins = [arrays[name].data.ptr if arrays.get(name) is not None else 0 for name in INPUTS]
     outs: list[raw.Pointer] = [arrays[name].data.ptr if name in arrays else 0 for name in OUTPUTS[:3]]
     launches = [raw.bind(source, PRELUDE, ins, [*outs, (job.workspace, 0)]) for source in sources if source.grid]
-    return raw.chain(launches)
+    return chain(launches)
 
 
 def _processors() -> int:

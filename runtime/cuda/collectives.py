@@ -7,6 +7,7 @@ more kernel each (see runtime/exchange.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from onnxmesh.runtime.cuda.device import import_cupy, import_nccl
@@ -40,10 +41,7 @@ class Staging:
 
     def take(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """An array of the memory, aligned."""
-        count = 1
-        for size in shape:
-            count *= size
-        nbytes = count * dtype.itemsize
+        nbytes = prod(shape) * dtype.itemsize
         part = self._memory[self._used : self._used + nbytes]
         self._used += aligned(nbytes)
         return part.view(dtype).reshape(shape)

@@ -19,7 +19,7 @@ from onnxmesh.runtime.cuda import cublaslt, gemv
 from onnxmesh.runtime.cuda.cublaslt import Algorithm, Product
 from onnxmesh.runtime.cuda.gemm_epilogue import Split, splits
 from onnxmesh.runtime.cuda.gemm_problem import FLOATS, Contraction, Loop, Problem, contraction, matmul_loops
-from onnxmesh.runtime.cuda.launchers import Job, Launch, Workspace, launcher, prepare
+from onnxmesh.runtime.cuda.launchers import Job, Launch, Workspace, chain, launcher, prepare
 from onnxmesh.runtime.cuda.tuning import Candidate, choose
 from onnxmesh.runtime.kernels.registry import Array
 
@@ -93,7 +93,7 @@ def _launch_split(job: Job, split: Split) -> Launch | None:
         return None
     arrays = [a, b, out, *extra]
     product = launch_contraction(job, matmul_loops(*arrays), arrays, split)
-    return product if product is None or after is None else _both(product, after)
+    return product if product is None or after is None else chain([product, after])
 
 
 def _rest(job: Job, split: Split) -> Launch | None:
@@ -102,14 +102,6 @@ def _rest(job: Job, split: Split) -> Launch | None:
         return None
     ins, constant = (job.outs[0], *job.ins[2:]), (False, *job.constant[2:])
     return prepare(replace(job, kernel="Fused", attrs={"expr": split.rest}, ins=ins, constant=constant))
-
-
-def _both(first: Launch, second: Launch) -> Launch:
-    def launch(stream: int) -> None:
-        first(stream)
-        second(stream)
-
-    return launch
 
 
 def _launch(work: Contraction, workspace: Workspace) -> Launch | None:

@@ -7,7 +7,7 @@ not its own; the generic kernel then runs in its place, which is right and slow.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,3 +88,15 @@ def prepare(job: Job) -> Launch | None:
         if launch is not None:
             return launch
     return None
+
+
+def chain(launches: Sequence[Launch]) -> Launch:
+    """The launches one after the other, as one."""
+    if len(launches) == 1:
+        return launches[0]
+
+    def launch(stream: int) -> None:
+        for each in launches:
+            each(stream)
+
+    return launch

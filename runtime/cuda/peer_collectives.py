@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from onnxmesh.runtime.cuda.device import import_cupy
-from onnxmesh.runtime.cuda.launchers import Launch
+from onnxmesh.runtime.cuda.launchers import Launch, chain
 from onnxmesh.runtime.cuda.peer_memory import PeerMemory
-from onnxmesh.runtime.cuda.peer_source import MOST_RANKS, SOURCE, THREADS
-from onnxmesh.runtime.cuda.raw import chain
+from onnxmesh.runtime.cuda.peer_source import LINE, MOST_RANKS, SOURCE, THREADS
 from onnxmesh.runtime.exchange import pulls, pushes
 from onnxmesh.runtime.kernels.registry import Array
 from onnxmesh.runtime.nccl import NcclCommunicator
@@ -222,5 +221,7 @@ def _launch(name: str, dtype: str, items: np.ndarray, blocks: int, group: _Group
 
 @cache
 def _function(name: str, element: str, brain: str, ranks: int, device: int) -> Any:
-    options = ("-std=c++17", f"-DELEMENT={element}", f"-DBRAIN={brain}", f"-DRANKS={ranks}")
+    defined = {"ELEMENT": element, "BRAIN": brain, "RANKS": ranks}
+    defined |= {"THREADS": THREADS, "MOST_RANKS": MOST_RANKS, "LINE": LINE}
+    options = ("-std=c++17", *(f"-D{key}={value}" for key, value in defined.items()))
     return import_cupy().RawModule(code=SOURCE, options=options, backend="nvrtc").get_function(name)

@@ -14,12 +14,13 @@ LINE = 32
 """Flags of a block, 4 bytes each: a line of 128 bytes, one for each rank."""
 
 SOURCE = """
-// ELEMENT: bytes of what is summed up; BRAIN: whether two bytes are bfloat16; RANKS: how many sum up.
+// Defined by who compiles it: THREADS, MOST_RANKS and LINE as above; ELEMENT: bytes of what is summed up; BRAIN:
+// whether two bytes are bfloat16; RANKS: how many sum up.
 typedef unsigned long long u64;
-struct Group { unsigned* flags[16]; unsigned* epochs; volatile int* abort; int ranks, here, first_block; };
+struct Group { unsigned* flags[MOST_RANKS]; unsigned* epochs; volatile int* abort; int ranks, here, first_block; };
 struct Loops { unsigned sizes[4], reads[3], writes[3]; int width, pad; };
 struct Copy { const char* from; char* to; Loops loops; };
-struct Sum { const char* from[16]; char* to[16]; int targets, average; Loops loops; };
+struct Sum { const char* from[MOST_RANKS]; char* to[MOST_RANKS]; int targets, average; Loops loops; };
 
 static __device__ __forceinline__ void tell(unsigned* flag, unsigned value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" :: "l"(flag), "r"(value) : "memory");
@@ -34,7 +35,7 @@ static __device__ void meet(const Group& group, unsigned value) {
     __syncthreads();
     int peer = threadIdx.x;
     if (peer < group.ranks && peer != group.here) {
-        int line = 32 * (group.first_block + blockIdx.x);
+        int line = LINE * (group.first_block + blockIdx.x);
         tell(group.flags[peer] + line + group.here, value);
         const unsigned* own = group.flags[group.here] + line + peer;
         unsigned polls = 0;
@@ -96,7 +97,7 @@ template <typename T> static __device__ void copy(const char* from, char* to, co
         }
     }
 }
-extern "C" __global__ void __launch_bounds__(512) onnxmesh_push(Group group, const Copy* items, int count) {
+extern "C" __global__ void __launch_bounds__(THREADS) onnxmesh_push(Group group, const Copy* items, int count) {
     unsigned epoch = begin(group);
     for (int n = 0; n < count; ++n) {
         const char* from = items[n].from;
@@ -169,7 +170,7 @@ template <int N> static __device__ void sum(const Sum& item) {
         }
     }
 }
-extern "C" __global__ void __launch_bounds__(512) onnxmesh_sum(Group group, const Sum* items, int count) {
+extern "C" __global__ void __launch_bounds__(THREADS) onnxmesh_sum(Group group, const Sum* items, int count) {
     unsigned epoch = begin(group);
     for (int n = 0; n < count; ++n) {
         const Sum& item = items[n];

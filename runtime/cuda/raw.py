@@ -42,18 +42,6 @@ def bind(source: Source, prelude: str, ins: Sequence[Pointer], outs: Sequence[Po
     return launch
 
 
-def chain(launches: Sequence[Launch]) -> Launch:
-    """One after the other."""
-    if len(launches) == 1:
-        return launches[0]
-
-    def launch(stream: int) -> None:
-        for each in launches:
-            each(stream)
-
-    return launch
-
-
 @lru_cache(maxsize=4096)
 def _compiled(source: Source, prelude: str, device: int) -> Any:
     text = "".join((DEVICE, PORTABLE, MATH, prelude, source.code))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import prod
 
-from onnxmesh.runtime.dtypes import dtype
 from onnxmesh.runtime.plan import Buffer, Collective, Launch, Program
 
 LEFT = 24
@@ -26,7 +25,7 @@ def multiprocessors(program: Program, available: int) -> dict[int, int]:
     for at, item in enumerate(program.instructions):
         if not isinstance(item, Collective) or not item.stream:
             continue
-        left = sum(_nbytes(program.buffers[i]) for i in item.ins) / _BYTES
+        left = sum(program.buffers[i].nbytes for i in item.ins) / _BYTES
         for index, time in _beside(program, at):
             if left > _WORTH * time:
                 result[index] = max(available - LEFT, available // 2)
@@ -46,7 +45,3 @@ def _beside(program: Program, at: int) -> Iterator[tuple[int, float]]:
 def _flops(factors: Sequence[Buffer]) -> float:
     a, b = (buffer.shape for buffer in factors)
     return 2.0 * prod(a) * (b[-1] if len(b) > 1 else 1)
-
-
-def _nbytes(buffer: Buffer) -> int:
-    return prod(buffer.shape) * dtype(buffer.dtype).itemsize
