@@ -27,7 +27,7 @@ def fuse(model: ir.Model) -> tuple[ir.Model, list[Finding]]:
     """Fuse the nodes of a rank's graph, in place; what was fused, and what nearly."""
     graph = model.graph
     groups = Groups(graph)
-    findings = [*linear_layers(groups), *_norms(groups), *_chains(groups)]
+    findings = [*_linear_layers(groups), *_norms(groups), *_chains(groups)]
     for group in groups.all:
         if len(group.times) > 1:
             fuse_group(graph, group, _op_type(group))
@@ -49,10 +49,28 @@ def _found(pattern: str, group: Group) -> Finding:
     return Finding(pattern, label(group.core or group.root), True, " ".join(ops))
 
 
+# --- what the passes before this one ask --------------------------------------------------------------------
+
+
+def beside_products(graph: ir.Graph) -> Groups:
+    """The groups of a graph's products: what ends a product is not free any more."""
+    groups = Groups(graph)
+    for _ in _linear_layers(groups):
+        pass
+    return groups
+
+
+def joins(groups: Groups, value: ir.Value) -> bool:
+    """Whether an elementwise op on a value joins what makes it: an elementwise op or a norm that nothing else reads."""
+    node = value.producer()
+    able = groups.is_free(node) or (node is not None and node.op_type in NORMS and len(node.outputs) == 1)
+    return able and len(value.uses()) == 1 and not value.is_graph_output()
+
+
 # --- linear layers ------------------------------------------------------------------------------------------
 
 
-def linear_layers(groups: Groups) -> Iterator[Finding]:
+def _linear_layers(groups: Groups) -> Iterator[Finding]:
     """Start the groups of products and what ends them."""
     for node in groups.nodes:
         if node.op_type == "MatMul" and _is_linear(node):

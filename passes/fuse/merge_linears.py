@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxmesh.compiler.ir import recipe as recipes
-from onnxmesh.passes.fuse.fuse import is_row, linear_layers
-from onnxmesh.passes.fuse.groups import Groups
+from onnxmesh.passes.fuse.fuse import beside_products, is_row
 from onnxmesh.passes.graph.build import fresh
 from onnxmesh.passes.graph.constants import recipe_of
 from onnxmesh.passes.graph.match import given, is_constant, other, shape_of
@@ -73,9 +72,7 @@ def merge_linears(model: ir.Model) -> ir.Model:
 
 def _linears(graph: ir.Graph) -> list[_Linear]:
     """The products of weights in which nothing but a bias would be the epilogue."""
-    groups = Groups(graph)
-    for _ in linear_layers(groups):
-        pass
+    groups = beside_products(graph)
     epilogues = {group.core: [node for node in group.times if node is not group.core] for group in groups.all}
     found = []
     for node in groups.nodes:

@@ -12,7 +12,7 @@ from math import prod
 import onnx_ir as ir
 
 from onnxmesh.compiler.ops.collectives import VIEWS
-from onnxmesh.passes.fuse.fuse import NORMS, linear_layers
+from onnxmesh.passes.fuse.fuse import beside_products, joins
 from onnxmesh.passes.fuse.groups import Groups
 from onnxmesh.passes.graph.build import on, substitute
 from onnxmesh.passes.graph.infer import shape_of
@@ -23,9 +23,7 @@ from onnxmesh.runtime.kernels.elementwise import ELEMENTWISE
 def repeat_last(model: ir.Model) -> ir.Model:
     """Move elementwise ops of one value before the Expand, or the view, that makes it, in place."""
     graph = model.graph
-    groups = Groups(graph)
-    for _ in linear_layers(groups):  # what ends a product is not free any more
-        pass
+    groups = beside_products(graph)
     for node in list(graph):
         if node.op_type in ELEMENTWISE and not node.outputs[0].is_graph_output():
             _move(graph, groups, node)
@@ -77,14 +75,7 @@ def _pays(groups: Groups, node: ir.Node, value: ir.Value) -> bool:
     if size != whole:
         return size < whole
     reader = only_user(node.outputs[0])
-    return fuses(groups, value) and not groups.is_free(reader)
-
-
-def fuses(groups: Groups, value: ir.Value) -> bool:
-    """Whether an elementwise op on a value joins what makes it."""
-    node = value.producer()
-    able = groups.is_free(node) or (node is not None and node.op_type in NORMS and len(node.outputs) == 1)
-    return able and len(value.uses()) == 1 and not value.is_graph_output()
+    return joins(groups, value) and not groups.is_free(reader)
 
 
 def _repeats(value: ir.Value) -> ir.Node | None:

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Sequence
 import onnx_ir as ir
 from onnx_ir.convenience import convert_attributes
 
-from onnxmesh.passes.fuse.fuse import NORMS, linear_layers
-from onnxmesh.passes.fuse.groups import Groups
+from onnxmesh.passes.fuse.fuse import beside_products, joins
 from onnxmesh.passes.graph.build import fresh
 from onnxmesh.passes.graph.match import DOMAIN, given, integer, only_user, producer, shape_of
 from onnxmesh.runtime.kernels.fused import ROTARY
@@ -30,9 +29,7 @@ class _Sink:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
-        self.groups = Groups(graph)
-        for _ in linear_layers(self.groups):  # what ends a product is not free any more
-            pass
+        self.groups = beside_products(graph)
         self._slices: dict[tuple[ir.Value, int, int, int], ir.Value] = {}
 
     def run(self) -> None:
@@ -47,7 +44,11 @@ class _Sink:
         value, parts = concat.outputs[0], [part for part in concat.inputs if part is not None]
         reader = only_user(value)
         axis = integer(concat, "axis") % len(shape_of(value))
-        if reader is None or not self._moves(reader, value, axis) or not all(map(self._is_fusable, parts)):
+        if (
+            reader is None
+            or not self._moves(reader, value, axis)
+            or not all(joins(self.groups, part) for part in parts)
+        ):
             return None
         sizes = [shape_of(part)[axis] for part in parts]
         columns = [
@@ -66,12 +67,6 @@ class _Sink:
         turns = reader.op_type != ROTARY or (given(reader, 0) is value and len(value.uses()) == 1)
         within = axis < len(shape_of(value)) - 1 or len(reader.inputs) == 1
         return within and turns and self.groups.is_free(reader) and shape_of(reader.outputs[0]) == shape_of(value)
-
-    def _is_fusable(self, part: ir.Value) -> bool:
-        """Whether an op on a part joins what makes it."""
-        node = producer(part)
-        fuses = self.groups.is_free(node) or (node is not None and node.op_type in NORMS and len(node.outputs) == 1)
-        return fuses and len(part.uses()) == 1 and not part.is_graph_output()
 
     def _pieces(self, operand: ir.Value | None, axis: int, sizes: Sequence[int]) -> list[ir.Value | None] | None:
         """What an operand is for every part; `axis` counts from the last dim. None where it would fuse as it is."""
@@ -112,9 +107,9 @@ class _Sink:
         new.meta.update(old.meta)
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         new.name, old.name = old.name, None
-        joins = {*(producer(operand, "Concat") for operand in reader.inputs), concat}
+        joined = {*(producer(operand, "Concat") for operand in reader.inputs), concat}
         self.graph.remove(reader, safe=True)
-        self.graph.remove([join for join in joins if join is not None and _is_unused(join)], safe=True)
+        self.graph.remove([join for join in joined if join is not None and _is_unused(join)], safe=True)
         return node
 
     def _node(

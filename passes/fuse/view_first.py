@@ -11,9 +11,9 @@ from math import prod
 import onnx_ir as ir
 
 from onnxmesh.compiler.ops.collectives import VIEWS
-from onnxmesh.passes.fuse.fuse import linear_layers
+from onnxmesh.passes.fuse.fuse import beside_products, joins
 from onnxmesh.passes.fuse.groups import Groups
-from onnxmesh.passes.fuse.repeat_last import changed, copied, fuses
+from onnxmesh.passes.fuse.repeat_last import changed, copied
 from onnxmesh.passes.graph.build import on
 from onnxmesh.passes.graph.infer import shape_of
 from onnxmesh.passes.graph.match import only_user
@@ -27,9 +27,7 @@ Path = list[ir.Node]
 def view_first(model: ir.Model) -> ir.Model:
     """Move elementwise ops of one value behind the views that read it, in place."""
     graph = model.graph
-    groups = Groups(graph)
-    for _ in linear_layers(groups):  # what ends a product is not free any more
-        pass
+    groups = beside_products(graph)
     for node in reversed(list(graph)):
         if node.graph is graph and node.op_type in ELEMENTWISE and groups.is_free(node):
             _move(graph, groups, node)
@@ -79,7 +77,7 @@ def _chain(groups: Groups, node: ir.Node) -> list[ir.Node]:
     chain = [node]
     while (value := changed(chain[0])) is not None:
         producer = value.producer()
-        if producer is None or not fuses(groups, value):
+        if producer is None or not joins(groups, value):
             return chain
         if producer.op_type not in ELEMENTWISE:
             return []
