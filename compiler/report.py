@@ -22,6 +22,7 @@ from onnxmesh.passes.place.roles import ATTENTION, CONTRACTIONS, weight_ports
 from onnxmesh.passes.precision.precision import Stays
 from onnxmesh.passes.schedule.group_collectives import REASONS
 from onnxmesh.runtime import footprint
+from onnxmesh.runtime.memory import WORKSPACE_BYTES
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Placement, Shard, local_shape, text
 from onnxmesh.runtime.plan import Collective, Plan, Port, Spec
@@ -185,7 +186,8 @@ def _rank(plan: Plan, placed: Sequence[Placed], survey: Survey) -> Json:
         "weight_share": share(weights, survey.weight_bytes),
         "activation_bytes": program.arena_bytes,
         "input_bytes": inputs,
-        "workspace_bytes": footprint.workspace_bytes(program, plan.mesh),
+        "workspace_bytes": WORKSPACE_BYTES,
+        "staging_bytes": footprint.staging_bytes(program, plan.mesh),
         "device_bytes": footprint.device_bytes(plan),
         "instructions": len(program.instructions),
     }

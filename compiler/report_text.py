@@ -85,11 +85,12 @@ def _axes(report: Report) -> str:
 
 def _memory(report: Report) -> str:
     rank = report["rank"]
+    staging = f", and {size(rank['staging_bytes'])} more if NCCL sends" if rank["staging_bytes"] else ""
     rows = [
         ["weights", size(rank["weight_bytes"]), f"{percent(rank['weight_share'])} of the whole"],
         ["activations", size(rank["activation_bytes"]), "at the peak"],
         ["inputs", size(rank["input_bytes"]), ""],
-        ["on a GPU", size(rank["device_bytes"]), f"with {size(rank['workspace_bytes'])} of scratch at most"],
+        ["on a GPU", size(rank["device_bytes"]), f"with {size(rank['workspace_bytes'])} of scratch at most{staging}"],
         ["work", _flops(rank["flops"]), f"{percent(rank['flops_share'])} of the whole"],
     ]
     return _section("One rank holds and does", table(["", "", ""], rows))

@@ -170,8 +170,10 @@ def _predicted(predicted: Mapping[str, Any], median: float, together: float) -> 
 
 
 def _memory(plan: Plan, ranks: Sequence[Mapping[str, Any]]) -> Json:
+    staged = any(own["memory"].get("staging") for own in ranks)
+    staging = footprint.staging_bytes(plan.programs[0], plan.mesh) if staged else 0
     return {
-        "predicted_bytes": footprint.device_bytes(plan),
+        "predicted_bytes": footprint.device_bytes(plan) + staging,
         "per_rank": [
             {"rank": rank, "by_kind": own["memory"], "allocated_bytes": own["allocated_bytes"]}
             for rank, own in enumerate(ranks)

@@ -20,9 +20,9 @@ def local_bytes(tensor: Weight | Port, mesh: Mesh) -> int:
     return prod(shape) * dtype(tensor.dtype).itemsize
 
 
-def workspace_bytes(program: Program, mesh: Mesh) -> int:
-    """Bytes of scratch memory on a GPU: of the kernels at most, and of the collectives of each stream."""
-    return WORKSPACE_BYTES + sum(map(aligned, staging_sizes(program, mesh).values()))
+def staging_bytes(program: Program, mesh: Mesh) -> int:
+    """Bytes in which collectives pack and unpack on a GPU, where they cannot write into each other's memory."""
+    return sum(map(aligned, staging_sizes(program, mesh).values()))
 
 
 def by_kind(plan: Plan) -> dict[str, int]:
@@ -36,11 +36,11 @@ def by_kind(plan: Plan) -> dict[str, int]:
 
 
 def device_bytes(plan: Plan) -> int:
-    """Bytes that a rank's session takes on a GPU: weights, inputs, arena, and scratch at most.
+    """Bytes that a rank's session takes on a GPU: weights, inputs, arena, and the kernels' scratch at most.
 
-    What CUDA and NCCL need for themselves comes on top.
+    `staging_bytes` come on top where the GPUs do not reach each other's memory, and what CUDA and NCCL themselves need.
     """
     program = plan.programs[0]
     tensors: list[Weight | Port] = [*plan.weights, *program.inputs]
     held = sum(aligned(local_bytes(tensor, plan.mesh)) for tensor in tensors)
-    return held + aligned(program.arena_bytes) + workspace_bytes(program, plan.mesh)
+    return held + aligned(program.arena_bytes) + WORKSPACE_BYTES

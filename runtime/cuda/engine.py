@@ -99,13 +99,13 @@ class CudaEngine(Engine):
             self._runs += 1
 
     def memory(self) -> dict[str, int]:
-        """Bytes on the device; staging memory counts as workspace, scratch is what generic kernels allocate."""
-        staging = sum(each.nbytes for each in self._staging.values())
+        """Bytes on the device; staging is that of collectives by NCCL, scratch what generic kernels allocate."""
         return {
             "weights": sum(x.nbytes for x in self._weights),
             "arena": self._arena.nbytes,
             "inputs": sum(x.nbytes for x in self._inputs),
-            "workspace": self._workspace.nbytes + staging,
+            "workspace": self._workspace.nbytes,
+            "staging": sum(each.nbytes for each in self._staging.values()),
             "scratch": self._scratch.total_bytes(),
         }
 
