@@ -1,8 +1,6 @@
-"""Ops over the spatial dims of [n, c, spatial...]: pooling, transposed convolution, Resize, blocks of pixels."""
+"""Ops over the spatial dims of [n, c, spatial...]: pooling, Resize, blocks of pixels."""
 
 from __future__ import annotations
-
-from math import prod
 
 from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, numbered, register
 
@@ -36,28 +34,6 @@ def resize(view: OpView) -> Factors:
     return Factors((labels, *rest), (labels,))
 
 
-def conv_transpose(view: OpView) -> Factors:
-    """n c spatial, c o kernel, o -> n o spatial: batch, output channels, input channels (summed)."""
-    spatial = (None,) * (len(view.outs[0]) - 2)
-    o, c = ("o", "c") if view.attr("group", 1) == 1 else (None, None)
-    bias = frozenset(range(2, len(view.ins)))
-    return Factors(
-        (("n", c, *spatial), (c, o, *spatial), *((o,) for _ in bias)),
-        (("n", o, *spatial),),
-        sums=(("c", "sum"),) if c else (),
-        linear=(bias | {0}, bias | {1}),
-        added=bias,
-    )
-
-
-def conv_transpose_flops(view: OpView) -> float:
-    """2 times input elements times kernel elements."""
-    x, weight = view.ins[0], view.ins[1]
-    assert x is not None and weight is not None
-    return 2.0 * prod(x) * prod(weight[1:])
-
-
 register("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", factors=pool)
 register("DepthToSpace", "SpaceToDepth", factors=blocks)
 register("Resize", factors=resize)
-register("ConvTranspose", factors=conv_transpose, flops=conv_transpose_flops)

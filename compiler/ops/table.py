@@ -3,6 +3,7 @@
 from onnxmesh.compiler.ops import (  # noqa: F401
     attention,
     collectives,
+    conv,
     elementwise,
     fused,
     indexing,

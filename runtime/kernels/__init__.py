@@ -5,6 +5,7 @@ Importing this package registers them all.
 
 from onnxmesh.runtime.kernels import (
     attention,
+    conv,
     elementwise,
     fused,
     indexing,
@@ -19,6 +20,7 @@ from onnxmesh.runtime.kernels import (
 
 __all__ = [
     "attention",
+    "conv",
     "elementwise",
     "fused",
     "indexing",

@@ -1,18 +1,9 @@
-"""Contractions: MatMul, Einsum and convolutions."""
+"""Contractions: MatMul and Einsum."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import product
-from math import prod
-from typing import Any
-
 from onnxmesh.runtime.kernels.numeric import rounded, wide
 from onnxmesh.runtime.kernels.registry import Array, Call, kernel
-from onnxmesh.runtime.kernels.windows import padded, pads, spatial, windows
-
-_COLUMN_BYTES = 64 << 20
-"""The most that a convolution unfolds at once."""
 
 
 @kernel("MatMul")
@@ -26,72 +17,3 @@ def einsum(call: Call, *inputs: Array) -> Array:
     """The sum of products that `equation` says."""
     operands = (wide(call.xp, x) for x in inputs)
     return rounded(call, call.xp.einsum(call.attrs["equation"], *operands, optimize=True))
-
-
-@kernel("Conv")
-def conv(call: Call, x: Array, w: Array, b: Array | None = None) -> Array:
-    """Convolution of x [n, c, spatial...] with w [m, c/group, taps...]; 1 to 3 spatial dims.
-
-    Attributes strides, dilations, pads, auto_pad and group as in ONNX.
-    """
-    xp, taps, group = call.xp, w.shape[2:], call.attrs.get("group", 1)
-    x = wide(xp, x)
-    x = padded(xp, x, pads(call.attrs, x.shape[2:], taps), 0)
-    sizes = call.outs[0].shape[2:]
-    strides, dilations = (spatial(call.attrs, name, len(taps)) for name in ("strides", "dilations"))
-    view = windows(xp, x, taps, strides, dilations, sizes)
-    view = _grouped(xp, view, group)
-    kernels = wide(xp, w).reshape(group, w.shape[0] // group, -1)
-    out = xp.empty((len(x), group, kernels.shape[1], *sizes), x.dtype)
-    rows = max(1, _COLUMN_BYTES // max(1, w[0].size * group * prod(sizes[1:]) * x.itemsize))
-    for i, start in product(range(len(x)), range(0, sizes[0], rows)):
-        at = (slice(None),) * (2 + len(taps)) + (slice(start, start + rows),)
-        columns = view[i][at].reshape(group, kernels.shape[2], -1)
-        part = xp.matmul(kernels, columns)
-        out[i, :, :, start : start + rows] = part.reshape(*part.shape[:2], -1, *sizes[1:])
-    out = out.reshape(call.outs[0].shape)
-    return rounded(call, out if b is None else out + _per_channel(wide(xp, b), out.ndim))
-
-
-def _grouped(xp: Any, view: Array, group: int) -> Array:
-    """The view [n, c, ...] as [n, group, c/group, ...], without a copy."""
-    n, c, *rest = view.shape
-    step_n, step_c, *steps = view.strides
-    shape, strides = (n, group, c // group, *rest), (step_n, step_c * (c // group), step_c, *steps)
-    return xp.lib.stride_tricks.as_strided(view, shape=shape, strides=strides)
-
-
-def _per_channel(b: Array, ndim: int) -> Array:
-    return b.reshape(-1, *[1] * (ndim - 2))
-
-
-@kernel("ConvTranspose")
-def conv_transpose(call: Call, x: Array, w: Array, b: Array | None = None) -> Array:
-    """Transposed convolution of x [n, c, spatial...] with w [c, m/group, taps...], attributes as in ONNX."""
-    xp, taps, group = call.xp, w.shape[2:], call.attrs.get("group", 1)
-    n, sizes, out_sizes = len(x), x.shape[2:], call.outs[0].shape[2:]
-    strides, dilations = (spatial(call.attrs, name, len(taps)) for name in ("strides", "dilations"))
-    full = [(s - 1) * stride + (t - 1) * d + 1 for s, stride, t, d in zip(sizes, strides, taps, dilations)]
-    begins = _transpose_begins(call, full, out_sizes, strides)
-    full = [max(f, a + o) for f, a, o in zip(full, begins, out_sizes)]
-    kernels = wide(xp, w).reshape(group, w.shape[0] // group, -1).swapaxes(1, 2)
-    columns = xp.matmul(kernels, wide(xp, x).reshape(n, group, w.shape[0] // group, -1))
-    columns = columns.reshape(n, group * w.shape[1], *taps, *sizes)
-    out = xp.zeros((n, group * w.shape[1], *full), columns.dtype)
-    for tap in product(*map(range, taps)):
-        starts = [t * d for t, d in zip(tap, dilations)]
-        spans = zip(starts, sizes, strides)
-        at = (..., *(slice(a, a + (size - 1) * step + 1, step) for a, size, step in spans))
-        out[at] += columns[(slice(None), slice(None), *tap)]
-    out = out[(..., *(slice(a, a + size) for a, size in zip(begins, out_sizes)))]
-    return rounded(call, out if b is None else out + _per_channel(wide(xp, b), out.ndim))
-
-
-def _transpose_begins(call: Call, full: Sequence[int], sizes: Sequence[int], strides: Sequence[int]) -> list[int]:
-    """How much is cut off at the begin of every spatial dim of the full result."""
-    given, auto = call.attrs.get("pads"), call.attrs.get("auto_pad", "NOTSET")
-    if auto == "NOTSET" and not call.attrs.get("output_shape"):
-        return list(given[: len(full)]) if given else [0] * len(full)
-    extra = call.attrs.get("output_padding") or [0] * len(full)
-    totals = [max(0, f + e - size) for f, e, size in zip(full, extra, sizes)]
-    return [t // 2 if auto == "SAME_UPPER" else t - t // 2 for t in totals]

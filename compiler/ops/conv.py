@@ -1,0 +1,110 @@
+"""Convolutions: batch, output channels, input channels (summed), groups; space where windows do not overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, Port, Strategy, register
+from onnxmesh.runtime.placement import Placement, R, Segment, Segments, Shard
+
+
+def conv(view: OpView) -> Factors:
+    """n c spatial, o c kernel, o -> n o spatial: batch, output channels, input channels (summed)."""
+    spatial = (None,) * (len(view.outs[0]) - 2)
+    group = view.attr("group", 1)
+    o, c = ("o", "c") if group == 1 else (None, None)
+    ins: list[Labels] = [("n", c, *spatial), (o, c, *spatial)]
+    bias = frozenset(range(2, len(view.ins)))
+    return Factors(
+        (*ins, *((o,) for _ in bias)),
+        (("n", o, *spatial),),
+        sums=(("c", "sum"),) if c else (),
+        linear=(bias | {0}, bias | {1}),
+        added=bias,
+    )
+
+
+def conv_ports(view: OpView, port: Port, placement: Placement) -> Iterable[Strategy]:
+    """Two more: groups of channels; and space, where the kernel is the stride (patch embedding)."""
+    if not isinstance(placement, Shard) or placement.dim >= len(view.outs[0]) or port == Port(False, 2):
+        return
+    dim = placement.dim
+    rest = (R,) * (len(view.ins) - 2)
+    if view.attr("group", 1) > 1 and dim == (0 if port == Port(False, 1) else 1):
+        yield from _grouped(view, placement.segments, from_input=port == Port(False, 0))
+    if dim >= 2 and port != Port(False, 1) and _patches(view, dim):
+        k = view.ins[1][dim]  # type: ignore[index]
+        if port.is_output:
+            before, after = tuple(Segment(s.size * k, s.copies) for s in placement.segments), placement.segments
+        elif all(s.local(view.ranks) % k == 0 for s in placement.segments):
+            before, after = placement.segments, tuple(Segment(s.size // k, s.copies) for s in placement.segments)
+        else:
+            return
+        if sum(s.size for s in before) == view.ins[0][dim]:  # type: ignore[index]
+            yield Strategy("space", (Shard(dim, before), R, *rest), (Shard(dim, after),))
+
+
+def _grouped(view: OpView, cut: Segments, *, from_input: bool) -> Iterable[Strategy]:
+    """Whole groups on every rank, from a cut of the input's channels, or of the output's and so of the weight's."""
+    group = view.attr("group", 1)
+    sizes = [view.ins[0][1] // group, view.outs[0][1] // group]  # type: ignore[index]
+    given, other = sizes if from_input else reversed(sizes)
+    if any(s.local(view.ranks) % given for s in cut):
+        return
+    derived = tuple(Segment(s.size // given * other, s.copies) for s in cut)
+    before, after = (cut, derived) if from_input else (derived, cut)
+    bias = (Shard(0, after),) * (len(view.ins) - 2)
+    yield Strategy("group", (Shard(1, before), Shard(0, after), *bias), (Shard(1, after),))
+
+
+def _patches(view: OpView, dim: int) -> bool:
+    i, spatial = dim - 2, len(view.outs[0]) - 2
+    kernel = view.ins[1][2:]  # type: ignore[index]
+    strides = view.attr("strides", (1,) * spatial)
+    pads = view.attr("pads", (0,) * 2 * spatial)
+    dilations = view.attr("dilations", (1,) * spatial)
+    plain = pads[i] == pads[i + spatial] == 0 and dilations[i] == 1
+    return bool(plain and strides[i] == kernel[i] and view.attr("auto_pad", "NOTSET") in ("NOTSET", "VALID"))
+
+
+def conv_localise(view: OpView, strategy: Strategy) -> dict[str, Any]:
+    """Fewer channels are fewer groups."""
+    if strategy.factor != "group":
+        return {}
+    placement, group = strategy.outs[0], view.attr("group", 1)
+    assert isinstance(placement, Shard)
+    return {"group": placement.local(view.ranks) * group // placement.size}
+
+
+def conv_flops(view: OpView) -> float:
+    """2 times output elements times kernel elements."""
+    weight = view.ins[1]
+    assert weight is not None
+    return 2.0 * prod(view.outs[0]) * prod(weight[1:])
+
+
+def conv_transpose(view: OpView) -> Factors:
+    """n c spatial, c o kernel, o -> n o spatial: batch, output channels, input channels (summed)."""
+    spatial = (None,) * (len(view.outs[0]) - 2)
+    o, c = ("o", "c") if view.attr("group", 1) == 1 else (None, None)
+    bias = frozenset(range(2, len(view.ins)))
+    return Factors(
+        (("n", c, *spatial), (c, o, *spatial), *((o,) for _ in bias)),
+        (("n", o, *spatial),),
+        sums=(("c", "sum"),) if c else (),
+        linear=(bias | {0}, bias | {1}),
+        added=bias,
+    )
+
+
+def conv_transpose_flops(view: OpView) -> float:
+    """2 times input elements times kernel elements."""
+    x, weight = view.ins[0], view.ins[1]
+    assert x is not None and weight is not None
+    return 2.0 * prod(x) * prod(weight[1:])
+
+
+register("Conv", factors=conv, ports=conv_ports, localise=conv_localise, flops=conv_flops)
+register("ConvTranspose", factors=conv_transpose, flops=conv_transpose_flops)
