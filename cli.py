@@ -102,6 +102,27 @@ class _Size(_Sizes):
         return name, sizes
 
 
+class _Value(click.ParamType):
+    """`NAME=[1, 2]`, as JSON, or `NAME=@FILE.npy`."""
+
+    name = "NAME=[1,2]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        name, equals, text = str(value).partition("=")
+        if not name or not equals:
+            self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
+        try:
+            return name, _read_array(text[1:]) if text.startswith("@") else json.loads(text)
+        except ValueError:
+            self.fail(f"{text!r} is neither JSON, as [1, 2], nor @FILE.npy", param, ctx)
+
+
+def _read_array(path: str) -> Any:
+    import numpy as np
+
+    return np.load(path, allow_pickle=False)
+
+
 def _mesh_options(function: F) -> F:
     """The options that `compile` and `verify` share; they become one argument `options`."""
     ranks = click.IntRange(1, 64)
@@ -118,6 +139,7 @@ def _mesh_options(function: F) -> F:
         ),
         click.option("--shape", "shapes", type=_Sizes(), multiple=True, help="The shape of an input."),
         click.option("--dim", "dims", type=_Size(), multiple=True, help="The size of a named dim."),
+        click.option("--value", "values", type=_Value(), multiple=True, help="An input as a constant; or =@FILE.npy."),
         click.option("--shard-outputs", is_flag=True, help="Leave outputs sharded, not whole on every rank."),
         click.option("--allow-replicated", is_flag=True, help="Accept an axis on which nothing was sharded."),
         click.option("--profile", type=click.Path(), help="The device profile to compile for (doctor --profile)."),
@@ -148,6 +170,7 @@ def _options(given: dict[str, Any]) -> Options:
         given["allow_replicated"],
         load(given["profile"]) if given.get("profile") else None,
         given.get("precision", "model"),
+        dict(given.get("values", ())),
     )
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -25,6 +26,7 @@ from onnxmesh.compiler.predict import Survey, survey
 from onnxmesh.compiler.report import build_report
 from onnxmesh.compiler.sources import reader
 from onnxmesh.passes.bind.bind import bind
+from onnxmesh.passes.bind.values import typed_values
 from onnxmesh.passes.fuse.early_bias import early_bias
 from onnxmesh.passes.fuse.fuse import fuse
 from onnxmesh.passes.fuse.gather_first import gather_first
@@ -59,6 +61,7 @@ class Compilation:
     source: ModelLike
     options: Options
     model: ir.Model | None = None
+    values: Mapping[str, np.ndarray] = field(default_factory=dict)
     tensors: Mapping[str, ir.TensorProtocol] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     stays: Sequence[Stays] | None = ()
@@ -88,7 +91,8 @@ def _load(state: Compilation) -> None:
 
 
 def _bind(state: Compilation) -> None:
-    state.model = bind(state.loaded, state.options.shapes, state.options.dims)
+    state.values = typed_values(state.loaded.graph, state.options.values)
+    state.model = bind(state.loaded, state.options.shapes, state.options.dims, state.values)
 
 
 def _normalise(state: Compilation) -> None:
@@ -148,7 +152,7 @@ def _group(state: Compilation) -> None:
 
 def _lower(state: Compilation) -> None:
     producer = f"onnxmesh {metadata.version('onnxmesh')}"
-    plan = lower(state.loaded.graph, state.options.mesh, state.options.dims, producer)
+    plan = lower(state.loaded.graph, state.options.mesh, state.options.dims, producer, state.values)
     assert state.survey is not None
     graph = state.loaded.graph
     report = build_report(plan, graph, state.survey, state.placed, state.findings, state.options, state.stays)
@@ -217,6 +221,7 @@ def compile(
     dp: int = 1,
     shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
+    values: Mapping[str, Any] | None = None,
     cp_strategy: CpStrategy = "auto",
     shard_outputs: bool = False,
     allow_replicated: bool = False,
@@ -230,6 +235,8 @@ def compile(
         tp, cp, dp: ranks of tensor, context and data parallelism, 1 to 64 each.
         shapes: input name -> sizes; binds dynamic dims.
         dims: dim name -> size; binds dynamic dims.
+        values: input name -> value (an array of the input's dtype, or numbers); the input becomes a constant, as one
+            that decides shapes must (axes, sizes, counts), and runs are not given it.
         cp_strategy: how self-attention runs on the cp axis: allgather, ulysses, ring, or auto.
         shard_outputs: leave outputs sharded instead of whole on every rank.
         allow_replicated: accept an axis on which nothing worth having was sharded.
@@ -243,7 +250,17 @@ def compile(
     """
     device = None if profile is None else load_profile(profile)
     mesh = Mesh.of(tp=tp, cp=cp, dp=dp)
-    options = Options(mesh, shapes or {}, dims or {}, cp_strategy, shard_outputs, allow_replicated, device, precision)
+    options = Options(
+        mesh,
+        shapes or {},
+        dims or {},
+        cp_strategy,
+        shard_outputs,
+        allow_replicated,
+        device,
+        precision,
+        values or {},
+    )
     plan = compile_model(model, options).plan
     assert plan is not None
     return plan

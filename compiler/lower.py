@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxmesh.compiler import memory
+from onnxmesh.compiler.ir import recipe as recipes
 from onnxmesh.compiler.ir.rule import Shape, itemsize
 from onnxmesh.compiler.ir.view import dtype_of, plain_attrs, shape_of
 from onnxmesh.compiler.layout import place_of, renames
@@ -65,8 +67,17 @@ class _Lowering:
         return buffer
 
 
-def lower(graph: ir.Graph, mesh: Mesh, dims: Mapping[str, int], producer: str) -> Plan:
-    """The plan of a graph that all axes have been applied to, and that is laid out."""
+def lower(
+    graph: ir.Graph,
+    mesh: Mesh,
+    dims: Mapping[str, int],
+    producer: str,
+    values: Mapping[str, np.ndarray] | None = None,
+) -> Plan:
+    """The plan of a graph that all axes have been applied to, and that is laid out.
+
+    `dims` are the sizes and `values` the inputs that it was bound to.
+    """
     state = _Lowering()
     for i, value in enumerate(graph.inputs):
         state.add(value, "input", i)
@@ -87,7 +98,8 @@ def lower(graph: ir.Graph, mesh: Mesh, dims: Mapping[str, int], producer: str) -
         replace(b, offset=places.offsets[i]) if b.kind == "arena" else b for i, b in enumerate(state.buffers)
     )
     instructions = tuple(_dependencies(state, places))
-    program = Program(dict(dims), inputs, outputs, buffers, instructions, places.size)
+    constants = {name: recipes.constant(array) for name, array in (values or {}).items()}
+    program = Program(dict(dims), inputs, outputs, buffers, instructions, places.size, constants)
     return Plan(mesh, tuple(state.weights), (program,), producer)
 
 

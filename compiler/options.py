@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.profile import DeviceProfile
@@ -25,6 +25,7 @@ class Options:
         mesh: sizes of the axes dp, cp and tp.
         shapes: input name -> sizes; binds dynamic dims.
         dims: dim name -> size; binds dynamic dims.
+        values: input name -> value; the input becomes a constant.
         cp_strategy: how self-attention runs on the cp axis; `auto` lets the costs choose.
         shard_outputs: leave graph outputs as the program has them, instead of whole on every rank.
         allow_replicated: accept an axis on which nothing worth having was sharded.
@@ -40,3 +41,4 @@ class Options:
     allow_replicated: bool = False
     profile: DeviceProfile | None = None
     precision: Precision = "model"
+    values: Mapping[str, Any] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from onnxmesh.passes.place.roles import ATTENTION, CONTRACTIONS, weight_ports
 from onnxmesh.passes.precision.precision import Stays
 from onnxmesh.passes.schedule.group_collectives import REASONS
 from onnxmesh.runtime import footprint
+from onnxmesh.runtime.bound_values import bound_values
 from onnxmesh.runtime.memory import WORKSPACE_BYTES
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Placement, Shard, local_shape, text
@@ -66,7 +67,7 @@ def build_report(
         "producer": plan.producer,
         "mesh": plan.mesh.to_json(),
         "ranks": ranks,
-        "options": _options(options),
+        "options": _options(options, plan),
         "model": _model(survey),
         "axes": [_axis(p, plan, collectives, timing) for p in placed],
         "rank": _rank(plan, placed, survey),
@@ -96,13 +97,22 @@ def share(part: float, whole: float) -> float:
     return round(part / whole, 6) if whole else 0.0
 
 
-def _options(options: Options) -> Json:
+def _values(plan: Plan) -> Json:
+    """The inputs that were bound by value."""
+    return {
+        name: {"dtype": x.dtype.name, "shape": list(x.shape), "value": x.reshape(-1).tolist()}
+        for name, x in bound_values(plan.programs[0]).items()
+    }
+
+
+def _options(options: Options, plan: Plan) -> Json:
     return {
         "cp_strategy": options.cp_strategy,
         "shard_outputs": options.shard_outputs,
         "allow_replicated": options.allow_replicated,
         "dims": dict(options.dims),
         "shapes": {name: list(shape) for name, shape in options.shapes.items()},
+        "values": _values(plan),
     }
 
 

@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from onnxmesh.compiler.errors import VerificationError
+from onnxmesh.runtime.bound_values import bound_values
 from onnxmesh.runtime.dtypes import dtype, is_narrow
 from onnxmesh.runtime.plan import Plan
 from onnxmesh.runtime.recipe import Fetch
@@ -84,7 +85,7 @@ def verify(
     with Session(plan, weights=source, timeout=timeout) as session:
         outputs = session.run(None, session.check(feeds))
         names = [port.name for port in session.get_outputs()]
-    used, expected = reference(model, feeds)
+    used, expected = reference(model, {**bound_values(plan.programs[0]), **feeds})
     limit = tolerance if tolerance is not None else default_tolerance(plan)
     rows = tuple(compare(name, ours, expected[name], limit) for name, ours in zip(names, outputs))
     return Verification(used, rows)

@@ -123,7 +123,10 @@ Instruction = Launch | Collective
 
 @dataclass(frozen=True)
 class Program:
-    """The instructions of one shape profile. `dims` are the dims it was bound to."""
+    """The instructions of one shape profile.
+
+    `dims` are the dims it was bound to, `values` the inputs that it was bound to by value, as constant recipes.
+    """
 
     dims: Mapping[str, int]
     inputs: tuple[Port, ...]
@@ -131,6 +134,7 @@ class Program:
     buffers: tuple[Buffer, ...]
     instructions: tuple[Instruction, ...]
     arena_bytes: int
+    values: Mapping[str, Recipe] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

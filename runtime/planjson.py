@@ -54,6 +54,8 @@ def parse(data: bytes) -> tuple[Plan, str]:
     if stated != _digest(body) or data != _layout({**body, "digest": stated}).encode():
         raise PlanError("plan.json is damaged: its digest does not match", hint="compile the model again")
     try:
+        for program in body["programs"]:
+            program.setdefault("values", {})
         return _plan_from_json(_from_first(body) if version == 1 else body)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise PlanError(f"plan.json: {error}") from error
@@ -128,6 +130,7 @@ def _plan_to_json(plan: Plan) -> dict[str, Any]:
                 "buffers": [_record(buffer) for buffer in program.buffers],
                 "instructions": [_instruction_to_json(item) for item in program.instructions],
                 "arena_bytes": program.arena_bytes,
+                **({"values": dict(program.values)} if program.values else {}),
             }
             for program in plan.programs
         ],
@@ -289,6 +292,7 @@ _PROGRAM: Mapping[str, Reader] = {
     "buffers": _tuple(_reads(Buffer, _BUFFER, "buffer")),
     "instructions": _tuple(_instruction),
     "arena_bytes": _size,
+    "values": _mapping(_mapping(_anything)),
 }
 _PLAN: Mapping[str, Reader] = {
     "version": _int,

@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxmesh.runtime import agreement
 from onnxmesh.runtime.binding import Binding, Memory
+from onnxmesh.runtime.bound_values import bound_values, check_bound
 from onnxmesh.runtime.comm import Array, Communicator
 from onnxmesh.runtime.device import Device, HostDevice
 from onnxmesh.runtime.dtypes import dtype, ort_type
@@ -94,6 +95,7 @@ class Session:
         self.plan = _checked_plan(plan) if isinstance(plan, Plan) else load(plan)
         self.io = io
         self._program = self.plan.programs[0]
+        self._values = bound_values(self._program)
         self._communicator = communicator
         self._closed = False
         self._runs = 0
@@ -200,7 +202,7 @@ class Session:
         Raises:
             InvalidArgument: a missing or unknown name, a wrong dtype or shape.
         """
-        feeds, ports = feeds or {}, {port.name: port for port in self._program.inputs}
+        feeds, ports = check_bound(self._values, feeds or {}), {port.name: port for port in self._program.inputs}
         unknown = [name for name in feeds if name not in ports]
         if unknown:
             raise InvalidArgument(f"there is no input {unknown[0]!r}: the inputs are {', '.join(ports)}")

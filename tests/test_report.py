@@ -22,7 +22,7 @@ from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.plan import Collective
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "report.md"
-KEYED = ("mesh", "options.dims", "options.shapes", "placement")
+KEYED = ("mesh", "options.dims", "options.shapes", "options.values", "placement")
 """Objects whose keys are names."""
 
 
@@ -57,6 +57,10 @@ def test_the_document_names_every_field_and_no_other() -> None:
         ("mixtral_op18", {"precision": "bf16"}),
     ):
         found |= set(fields(report(name, **options)))
+    axes = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> g (float[4] x, int64[1] axes) => (float[N] y) {y = ReduceSum(x, axes)}'
+    )
+    found |= set(fields(dict(onnxmesh.compile(axes, values={"axes": [0]}).report)))
     assert found == documented
 
 

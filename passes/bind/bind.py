@@ -13,7 +13,9 @@ import onnx_ir as ir
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.bind.grid import gather_in_order
 from onnxmesh.passes.bind.sequences import take_apart
+from onnxmesh.passes.bind.values import Arrays, bind_values
 from onnxmesh.passes.graph.build import Builder
+from onnxmesh.passes.graph.deciding import value_hint
 from onnxmesh.passes.graph.fold import fold, inline_if
 from onnxmesh.passes.graph.infer import infer, label, static_shape
 from onnxmesh.passes.normalise.microsoft import EXPANSIONS
@@ -21,14 +23,23 @@ from onnxmesh.passes.normalise.microsoft import EXPANSIONS
 DATA_DEPENDENT = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression", "StringSplit"})
 
 
-def bind(model: ir.Model, shapes: Mapping[str, Sequence[int]], dims: Mapping[str, int]) -> ir.Model:
+def bind(
+    model: ir.Model,
+    shapes: Mapping[str, Sequence[int]],
+    dims: Mapping[str, int],
+    values: Arrays | None = None,
+) -> ir.Model:
     """Bind input shapes (`shapes` by input, `dims` by the dim's name) and make every shape static, in place.
+
+    Inputs that `values` names become constants (see passes/bind/values.py).
 
     Raises:
         ModelError: a binding is unknown or contradicts the model; a dim stays unknown; a shape depends on data;
             the inputs of a node do not fit it.
     """
-    bind_inputs(model.graph, shapes, dims)
+    values = values or {}
+    bind_inputs(model.graph, {**{name: array.shape for name, array in values.items()}, **shapes}, dims)
+    bind_values(model.graph, values)
     propagate(model.graph)
     return model
 
@@ -226,7 +237,7 @@ def _unknown_shape(node: ir.Node, output: ir.Value) -> ModelError:
     if computed:
         return ModelError(
             f"the shape of '{output.name}' depends on '{computed[0]}', which {label(node)} is given as data",
-            hint="shapes must be known when compiling; export the model with that value fixed",
+            hint=f"shapes must be known when compiling; {value_hint(*node.inputs[1:])}",
         )
     return ModelError(
         f"no shape can be inferred for '{output.name}', made by {label(node)}",

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.graph.build import Builder
+from onnxmesh.passes.graph.deciding import value_hint
 from onnxmesh.passes.graph.infer import DOMAIN, constant, dtype_of, label, optional, present, set_type, shape_of
 from onnxmesh.passes.normalise.indexing import pick
 
@@ -41,7 +42,7 @@ def numbers(node: ir.Node, index: int) -> list[int] | None:
     if array is None:
         raise ModelError(
             f"input {index} of {label(node)}, '{value.name}', must be known when compiling, but depends on data",
-            hint="export the model with that value fixed",
+            hint=value_hint(value),
         )
     return [int(n) for n in array.reshape(-1)]
 
