@@ -10,6 +10,7 @@ from onnxmesh.compiler.ops import (  # noqa: F401
     matmul,
     norms,
     pool,
+    recurrent,
     reduce,
     views,
 )
