@@ -169,9 +169,9 @@ def sent(kind: str, before: float, after: float, ranks: int) -> float:
     """
     if kind == "AllReduce":
         return 2 * before * (ranks - 1) / ranks
-    if kind == "AllGather":
+    if kind in ("AllGather", "GatherTo"):
         return after - before
-    return before if kind == "Shift" else before * (ranks - 1) / ranks
+    return before if kind in ("Shift", "Broadcast") else before * (ranks - 1) / ranks
 
 
 def all_reduce(size: float, ranks: int, device: DeviceProfile | None = None) -> float:

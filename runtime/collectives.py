@@ -73,12 +73,43 @@ def _shift(axis: str, attrs: Mapping[str, Any], x: Array, comm: Communicator, xp
     return comm.shift(x, axis, attrs["offset"])
 
 
+def _broadcast(axis: str, attrs: Mapping[str, Any], x: Array, comm: Communicator, xp: Any) -> Array:
+    return comm.broadcast(x, axis, attrs["root"])
+
+
+def _reduce(axis: str, attrs: Mapping[str, Any], x: Array, comm: Communicator, xp: Any) -> Array:
+    """The reduction on the root, zeros elsewhere."""
+    result = comm.reduce(x, axis, attrs.get("reduce", "sum"), attrs["root"])
+    return xp.zeros_like(x) if result is None else result
+
+
+def _gather(axis: str, attrs: Mapping[str, Any], x: Array, comm: Communicator, xp: Any) -> Array:
+    """All ranks' pieces one after another on the root, zeros elsewhere."""
+    dim = attrs["dim"]
+    result = comm.gather(x, axis, attrs["root"], dim)
+    if result is not None:
+        return result
+    return xp.zeros((*x.shape[:dim], x.shape[dim] * comm.mesh.axis_size(axis), *x.shape[dim + 1 :]), x.dtype)
+
+
+def _scatter(axis: str, attrs: Mapping[str, Any], x: Array, comm: Communicator, xp: Any) -> Array:
+    """This rank's part of the root's x."""
+    ranks, dim, root = comm.mesh.axis_size(axis), attrs["dim"], attrs["root"]
+    piece = x[(slice(None),) * dim + (slice(0, x.shape[dim] // ranks),)]
+    here = comm.mesh.coordinate(comm.rank)[axis] == root
+    return comm.scatter(x if here else None, axis, root, dim, piece)
+
+
 _KINDS: Mapping[str, Callable[[str, Mapping[str, Any], Array, Communicator, Any], Array]] = {
     "AllReduce": _all_reduce,
     "ReduceScatter": _reduce_scatter,
     "AllGather": _all_gather,
     "AllToAll": _all_to_all,
     "Shift": _shift,
+    "Broadcast": _broadcast,
+    "ReduceTo": _reduce,
+    "GatherTo": _gather,
+    "ScatterFrom": _scatter,
 }
 
 

@@ -17,7 +17,7 @@ from onnxmesh.runtime.kernels.registry import Array
 from onnxmesh.runtime.memory import aligned
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Segments, ranges
-from onnxmesh.runtime.plan import Buffer, Collective, Program
+from onnxmesh.runtime.plan import ROOTED, Buffer, Collective, Program
 from onnxmesh.runtime.segments import segments_of
 
 Stage = Callable[[tuple[int, ...], Any], Array]
@@ -281,12 +281,18 @@ def _shift(result: Moves, attrs: Mapping[str, Any], x: Array, out: Array, ranks:
     return True
 
 
+def _rooted(*_: Any) -> bool:
+    """Those with a root: the communicator's own."""
+    return False
+
+
 _KINDS: Mapping[str, Callable[..., bool]] = {
     "AllReduce": _all_reduce,
     "ReduceScatter": _reduce_scatter,
     "AllGather": _all_gather,
     "AllToAll": _all_to_all,
     "Shift": _shift,
+    **dict.fromkeys(ROOTED, _rooted),
 }
 
 

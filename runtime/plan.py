@@ -18,6 +18,12 @@ from onnxmesh.runtime.placement import Placement
 
 VERSION = 2
 
+ROOTED = ("Broadcast", "ReduceTo", "GatherTo", "ScatterFrom")
+"""Kinds of collectives that have a root. No pass makes them; a graph that was sharded elsewhere may hold them."""
+
+KINDS = ("AllReduce", "ReduceScatter", "AllGather", "AllToAll", "Shift", *ROOTED)
+"""Kinds of collectives."""
+
 Spec = tuple[tuple[str, Placement], ...]
 """(axis, placement) in the order the axes apply; an axis that is not named is Replicate."""
 
@@ -95,8 +101,10 @@ class Collective:
     """Send data along a mesh axis.
 
     kind: AllReduce(reduce), ReduceScatter(reduce, dim, segments), AllGather(dim, segments),
-    AllToAll(split_dim, split_segments, concat_dim, concat_segments), Shift(offset). Segments are
-    `[[size, copies], ...]` of the view that is whole on this axis. `reason` says who wanted it.
+    AllToAll(split_dim, split_segments, concat_dim, concat_segments), Shift(offset); and with a root, a coordinate on
+    the axis, Broadcast(root), ReduceTo(reduce, root), GatherTo(dim, root), ScatterFrom(dim, root), where ReduceTo and
+    GatherTo give zeros to the other ranks. Segments are `[[size, copies], ...]` of the view that is whole on this axis.
+    `reason` says who wanted it.
 
     Several inputs are sent together, in one launch of a library; each has an output, and attributes of its own where
     these are a list, `each`.

@@ -14,6 +14,7 @@ from onnxmesh.runtime.mesh import AXES, Mesh
 from onnxmesh.runtime.placement import from_json as placement_from_json
 from onnxmesh.runtime.placement import to_json as placement_to_json
 from onnxmesh.runtime.plan import (
+    KINDS,
     VERSION,
     Buffer,
     Collective,
@@ -254,7 +255,7 @@ _INSTRUCTION: Mapping[str, Reader] = {
 _LAUNCH: Mapping[str, Reader] = {**_INSTRUCTION, "kernel": _text}
 _COLLECTIVE: Mapping[str, Reader] = {
     **_INSTRUCTION,
-    "kind": _one_of("AllReduce", "ReduceScatter", "AllGather", "AllToAll", "Shift"),
+    "kind": _one_of(*KINDS),
     "axis": _one_of(*AXES),
     "reason": _text,
 }

@@ -23,6 +23,10 @@ from onnxmesh.runtime.errors import InvalidArgument
 
 FORMAT = 1
 COLLECTIVES = ("AllReduce", "ReduceScatter", "AllGather", "AllToAll", "Shift")
+"""The kinds that are measured."""
+
+_LIKE = {"Broadcast": "AllGather", "GatherTo": "AllGather", "ReduceTo": "ReduceScatter", "ScatterFrom": "ReduceScatter"}
+"""What the others are taken to be as fast as."""
 
 _TILES = ((128, 256, 1.0), (128, 128, 0.85), (64, 256, 0.8), (64, 128, 0.7))
 """Rows and columns of the tiles that a product may be cut into, and how fast each is against the first."""
@@ -176,7 +180,7 @@ class DeviceProfile:
 
     def link(self, kind: str, ranks: int) -> Curve:
         """How a collective runs on so many ranks, or on the nearest number of them that was measured."""
-        curves = self.links[kind]
+        curves = self.links[_LIKE.get(kind, kind)]
         return curves[min(curves, key=lambda count: (abs(count - ranks), -count))]
 
     def to_json(self) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from typing import Any
 
 import onnxmesh.runtime.kernels  # noqa: F401  (registers them)
 from onnxmesh.runtime import recipe
+from onnxmesh.runtime.comm import REDUCTIONS
 from onnxmesh.runtime.dtypes import dtype
 from onnxmesh.runtime.errors import PlanError
 from onnxmesh.runtime.kernels.registry import find
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Partial, Shard, local_shape
-from onnxmesh.runtime.plan import Buffer, Collective, Instruction, Plan, Port, Program, Spec, Weight
+from onnxmesh.runtime.plan import ROOTED, Buffer, Collective, Instruction, Plan, Port, Program, Spec, Weight
 from onnxmesh.runtime.segments import segments_of
 
 _SEGMENTED = {
@@ -21,7 +22,9 @@ _SEGMENTED = {
     "AllGather": (("dim", "segments"),),
     "AllToAll": (("split_dim", "split_segments"), ("concat_dim", "concat_segments")),
     "Shift": (),
+    **dict.fromkeys(ROOTED, ()),
 }
+_REDUCTIONS = frozenset[str]().union(*REDUCTIONS.values())
 
 
 def validate(plan: Plan) -> None:
@@ -186,16 +189,22 @@ def _check_collective(item: Collective, program: Program, mesh: Mesh, where: str
 
 def _check_attributes(kind: str, attrs: Mapping[str, Any], rank: int, ranks: int, where: str) -> None:
     """Those of a collective for one array of that rank."""
-    _require(attrs.get("reduce", "sum") in ("sum", "max", "min"), f"{where}: unknown reduction")
+    _require(attrs.get("reduce", "sum") in _REDUCTIONS, f"{where}: unknown reduction")
     _require(kind != "Shift" or type(attrs.get("offset")) is int, f"{where}: no offset")
+    _require(kind not in ROOTED or _is_below(attrs.get("root"), ranks), f"{where}: wrong root")
+    along = kind in ("GatherTo", "ScatterFrom")
+    _require(not along or _is_below(attrs.get("dim"), rank), f"{where}: wrong dim")
     for dim, segments in _SEGMENTED[kind]:
         try:
             parts = segments_of(attrs.get(segments))
         except ValueError as error:
             raise PlanError(f"{where}: {error}") from error
-        axis = attrs.get(dim)
-        _require(type(axis) is int and 0 <= axis < rank, f"{where}: wrong {dim}")
+        _require(_is_below(attrs.get(dim), rank), f"{where}: wrong {dim}")
         _require(all(_cuts(s.size, s.copies, ranks) for s in parts), f"{where}: wrong {segments}")
+
+
+def _is_below(value: Any, end: int) -> bool:
+    return type(value) is int and 0 <= value < end
 
 
 def weight_entry(weight: Weight, mesh: Mesh) -> tuple[str, tuple[int, ...]]:

@@ -13,15 +13,15 @@ import numpy as np
 import onnx_ir as ir
 
 import onnxmesh.runtime.kernels  # noqa: F401
+from onnxmesh.runtime.comm import reduce_arrays
 from onnxmesh.runtime.kernels.registry import Call, TensorType, find
 from onnxmesh.runtime.mesh import Mesh
-from onnxmesh.runtime.placement import Partial, Shard, cut, join
+from onnxmesh.runtime.placement import Shard, cut, join
+from onnxmesh.runtime.plan import KINDS
 from onnxmesh.runtime.segments import segments_of
 
 Pieces = list[np.ndarray]
 """One array a rank."""
-
-COLLECTIVES = frozenset(("AllReduce", "ReduceScatter", "AllGather", "AllToAll", "Shift"))
 
 
 def run(nodes: Iterable[ir.Node], values: Mapping[ir.Value, Pieces], mesh: Mesh) -> dict[ir.Value, Pieces]:
@@ -32,7 +32,7 @@ def run(nodes: Iterable[ir.Node], values: Mapping[ir.Value, Pieces], mesh: Mesh)
     known = dict(values)
     for node in nodes:
         inputs = [None if value is None else known[value] for value in node.inputs]
-        results = _collective(node, inputs, mesh) if node.op_type in COLLECTIVES else _launch(node, inputs, mesh)
+        results = _collective(node, inputs, mesh) if node.op_type in KINDS else _launch(node, inputs, mesh)
         for value, pieces in zip(node.outputs, results):
             for piece in pieces:
                 have, want = (piece.dtype, tuple(piece.shape)), (value.dtype.numpy(), tuple(value.shape))
@@ -77,12 +77,21 @@ def _exchange(kind: str, attrs: Mapping[str, Any], pieces: Pieces) -> Pieces:
     ranks = len(pieces)
     if kind == "Shift":
         return [pieces[(rank - attrs["offset"]) % ranks] for rank in range(ranks)]
+    root = attrs.get("root", 0)
+    if kind == "Broadcast":
+        return [pieces[root]] * ranks
+    if kind == "ScatterFrom":
+        return np.split(pieces[root], ranks, attrs["dim"])
+    if kind in ("ReduceTo", "GatherTo"):
+        reduces = kind == "ReduceTo"
+        there = reduce_arrays(attrs["reduce"], pieces) if reduces else np.concatenate(pieces, attrs["dim"])
+        return [there if rank == root else np.zeros_like(there) for rank in range(ranks)]
     if kind == "AllReduce":
-        return [join(pieces, Partial(attrs["reduce"]), np)] * ranks
+        return [reduce_arrays(attrs["reduce"], pieces)] * ranks
     if kind == "AllGather":
         return [join(pieces, _shard(attrs, ""), np)] * ranks
     if kind == "ReduceScatter":
-        whole, after = join(pieces, Partial(attrs["reduce"]), np), _shard(attrs, "")
+        whole, after = reduce_arrays(attrs["reduce"], pieces), _shard(attrs, "")
     else:
         whole, after = join(pieces, _shard(attrs, "concat_"), np), _shard(attrs, "split_")
     return [cut(whole, after, ranks, rank, np) for rank in range(ranks)]

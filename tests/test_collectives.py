@@ -94,6 +94,22 @@ def test_all_reduce(reduce: str, want: int) -> None:
         np.testing.assert_array_equal(got, np.full((2, 3), want))
 
 
+@pytest.mark.parametrize("root", range(RANKS))
+def test_a_root_gives_and_takes(root: int) -> None:
+    values = [np.random.default_rng(rank).integers(0, 9, (8, 3)) for rank in range(RANKS)]
+    nothing = [np.zeros((32, 3), np.int64)] * RANKS
+    gathered, summed = list(nothing), [array[:8] for array in nothing]
+    gathered[root], summed[root] = np.concatenate(values), np.sum(values, axis=0)
+    for kind, attrs, expected in (
+        ("Broadcast", {}, [values[root]] * RANKS),
+        ("ScatterFrom", {"dim": 0}, np.split(values[root], RANKS)),
+        ("GatherTo", {"dim": 0}, gathered),
+        ("ReduceTo", {"reduce": "sum"}, summed),
+    ):
+        for got, want in zip(on_ranks(kind, {**attrs, "root": root}, values), expected, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
 def test_shift_sends_to_the_next_rank() -> None:
     got = on_ranks("Shift", {"offset": 1}, [np.array([rank]) for rank in range(RANKS)])
     assert [int(x[0]) for x in got] == [3, 0, 1, 2]

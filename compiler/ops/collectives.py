@@ -1,6 +1,6 @@
 """How a cut on a second mesh axis passes the collectives of the first.
 
-Dims that the collective does not touch pass unchanged, and so does everything through AllReduce and Shift. On the
+Dims that the collective does not touch pass unchanged, and so does everything through those that touch none. On the
 dim that is gathered or scattered, segments pass by compiler/ir/segments.py: through.
 """
 
@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from onnxmesh.compiler.ir import segments as algebra
 from onnxmesh.compiler.ir.rule import OpView, Port, Strategy, register
 from onnxmesh.runtime.placement import Placement, Segment, Segments, Shard
+from onnxmesh.runtime.plan import KINDS
 
-COLLECTIVES = ("AllReduce", "ReduceScatter", "AllGather", "AllToAll", "Shift")
+COLLECTIVES = KINDS
 """Ops that send; Shard only takes a slice of what is there."""
 
 VIEWS = ("Reshape", "Identity")
@@ -31,9 +32,15 @@ def pack(cut: Segments) -> list[int]:
 
 
 def unchanged(view: OpView, port: Port, placement: Placement) -> Iterable[Strategy]:
-    """AllReduce, Shift: any cut passes."""
+    """AllReduce, Shift, Broadcast, ReduceTo: any cut passes."""
     if isinstance(placement, Shard):
         yield Strategy("pass", (placement,) * len(view.ins), (placement,) * len(view.outs))
+
+
+def beside(view: OpView, port: Port, placement: Placement) -> Iterable[Strategy]:
+    """GatherTo, ScatterFrom: the cuts of other dims pass."""
+    if isinstance(placement, Shard) and placement.dim != view.attr("dim"):
+        yield Strategy("pass", (placement,), (placement,))
 
 
 def moved(view: OpView, port: Port, placement: Placement) -> Iterable[Strategy]:
@@ -91,6 +98,7 @@ def localise(view: OpView, strategy: Strategy) -> dict[str, object]:
     return changed
 
 
-register("AllReduce", "Shift", ports=unchanged)
+register("AllReduce", "Shift", "Broadcast", "ReduceTo", ports=unchanged)
+register("GatherTo", "ScatterFrom", ports=beside)
 register("AllGather", "ReduceScatter", "Shard", ports=moved, localise=localise)
 register("AllToAll", ports=all_to_all, localise=localise)
