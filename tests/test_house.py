@@ -16,7 +16,7 @@ OUTSIDE = {"tests", "benchmarks", "docs", ".dev", ".ci", ".venv", "build"}
 
 LAYERS = (
     {"onnxmesh.cli", "onnxmesh.__main__"},
-    {"onnxmesh.models"},
+    {"onnxmesh.models", "onnxmesh.backend"},
     {"onnxmesh.compiler.verification"},
     {"onnxmesh.compiler.api"},
     {"onnxmesh.compiler.report", "onnxmesh.compiler.report_text"},
