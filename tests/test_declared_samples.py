@@ -15,8 +15,15 @@ from onnxmesh.compiler.ops.samples import Sample, Tensor, declared
 from onnxmesh.compiler.verification import compare, reference
 from onnxmesh.runtime.kernels.registry import Call, TensorType, find
 
+OPSET = 18
+FLOATS = [
+    sample
+    for sample in declared()
+    if onnx.defs.has(sample.op, OPSET) and all(t is None or t.kind == "f" for t in sample.ins)
+]
 
-@pytest.mark.parametrize("sample", declared(), ids=str)
+
+@pytest.mark.parametrize("sample", FLOATS, ids=str)
 def test_the_kernel_computes_what_onnx_says(sample: Sample, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     inputs = [None if t is None else rng.standard_normal(t.shape).astype(t.dtype) for t in sample.ins]
@@ -30,7 +37,7 @@ def test_the_kernel_computes_what_onnx_says(sample: Sample, tmp_path: Path) -> N
         [value(name, t) for name, t in zip(outputs, sample.outs)],
     )
     path = tmp_path / "model.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10), path)
     expected = reference(path, given)[1]
     types = tuple(TensorType(np.dtype(t.dtype), t.shape) for t in sample.outs)
     result = find(sample.op)(Call(np, dict(sample.attrs), types, {}), *inputs)

@@ -24,6 +24,7 @@ GAPS: dict[str, dict[str, list[str]]] = {
     "Partial is better reduced before: the op makes no tensor smaller": {
         "AveragePool": ["P -> P"],
         "CumSum": ["P -> P"],
+        "NegativeLogLikelihoodLoss": ["P -> P", "R, R, P -> P", "R, R, P -> P, P"],
         "GatherElements": ["P -> P"],
         "Resize": ["P -> P"],
         "Rotary": ["P -> P", "R, P, P -> P"],

@@ -7,6 +7,7 @@ from onnxmesh.compiler.ops import (  # noqa: F401
     elementwise,
     fused,
     indexing,
+    losses,
     matmul,
     norms,
     pool,
