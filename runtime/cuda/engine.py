@@ -64,8 +64,7 @@ class CudaEngine(Engine):
         self._device = device
         self._pieces: list[Any] = []
         self._scratch = import_cupy().cuda.MemoryPool()  # of generic kernels
-        self._workspace = Workspace()
-        self._workspace.reserve(WORKSPACE_BYTES)
+        self._workspace = _workspace(device)
         self._streams = Streams(device.stream, apart=hook is None)
         self._staging: dict[int, collectives.Staging] = {}
         self.not_captured: list[str] = []
@@ -281,6 +280,16 @@ class CudaEngine(Engine):
         everyone = tuple(range(self.communicator.mesh.size))
         flag = self._xp.full(1, here, self._xp.uint8)
         return bool(self._device.get(self.communicator.all_reduce(flag, everyone, "min"))[0])
+
+
+def _workspace(device: CudaDevice) -> Workspace:
+    """A workspace in memory of its own: what the pool holds unused it would only split, and could never give back."""
+    with device.scope():
+        device.pool.free_all_blocks()
+        workspace = Workspace()
+        workspace.reserve(WORKSPACE_BYTES)
+        _ = workspace.ptr
+        return workspace
 
 
 def _check_dtypes(program: Program) -> None:
