@@ -24,8 +24,10 @@ GAPS: dict[str, dict[str, list[str]]] = {
     "Partial is better reduced before: the op makes no tensor smaller": {
         "AveragePool": ["P -> P"],
         "CumSum": ["P -> P"],
+        "LinearAttention": ["R, P -> P, P", "R, R, P -> P, P"],
         "NegativeLogLikelihoodLoss": ["P -> P", "R, R, P -> P", "R, R, P -> P, P"],
         "GatherElements": ["P -> P"],
+        "TensorScatter": ["P, P -> P"],
         "Resize": ["P -> P"],
         "Rotary": ["P -> P", "R, P, P -> P"],
         "ScatterElements": ["P, R, P -> P", "P, S(1), S(1) -> P"],
@@ -49,6 +51,7 @@ GAPS: dict[str, dict[str, list[str]]] = {
     },
     "the features of one head are never cut": {
         "AttentionFinish": ["S(3) -> S(3)"],
+        "LinearAttention": ["S(4), S(3) -> P, S(2)"],
         "Rotary": ["S(3), S(2), S(2) -> S(3)", "S(3), S(3), S(3) -> S(3)"],
     },
     "space is cut only where windows do not overlap and matter: in the Conv of patches": {

@@ -2,11 +2,13 @@
 
 from onnxmesh.compiler.ops import (  # noqa: F401
     attention,
+    caches,
     collectives,
     conv,
     elementwise,
     fused,
     indexing,
+    linear_attention,
     losses,
     matmul,
     norms,

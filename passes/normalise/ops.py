@@ -302,3 +302,11 @@ def dropout(node: ir.Node, b: Builder) -> bool:
         keep = b.own("Expand", [b.constant(np.array(True))], shape)
     b.replace(b.reshape(x, *shape), *([keep] if len(node.outputs) > 1 else []))
     return True
+
+
+@rule("SwiGLU")
+def swiglu(node: ir.Node, b: Builder) -> bool:
+    """`Swish(a) * b`."""
+    gate = b.op("Swish", present(node, 0), alpha=node.attributes.get_float("alpha", 1.0))
+    b.replace(b.op("Mul", gate, present(node, 1)))
+    return True

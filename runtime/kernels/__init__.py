@@ -5,10 +5,12 @@ Importing this package registers them all.
 
 from onnxmesh.runtime.kernels import (
     attention,
+    caches,
     conv,
     elementwise,
     fused,
     indexing,
+    linear_attention,
     losses,
     matmul,
     norms,
@@ -22,10 +24,12 @@ from onnxmesh.runtime.kernels import (
 
 __all__ = [
     "attention",
+    "caches",
     "conv",
     "elementwise",
     "fused",
     "indexing",
+    "linear_attention",
     "losses",
     "matmul",
     "norms",
