@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxmesh.runtime.dtypes import dtype
+from onnxmesh.runtime.dtypes import dtype, wider
 from onnxmesh.runtime.errors import InvalidArgument, RunError
 from onnxmesh.runtime.plan import Plan, Port
 
@@ -82,7 +82,7 @@ def is_proto_folder(path: str | Path | None) -> bool:
 
 def _random(port: Port, below: int, rng: np.random.Generator) -> np.ndarray:
     kind = dtype(port.dtype)
-    if kind == np.bool_ or np.issubdtype(kind, np.integer):
+    if kind == np.bool_ or np.issubdtype(wider(kind), np.integer):
         return rng.integers(0, 2 if kind == np.bool_ else below, port.shape).astype(kind)
     return rng.standard_normal(port.shape).astype(kind)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxmesh.runtime.dtypes import dtype, is_narrow
+from onnxmesh.runtime.dtypes import dtype, wider
 from onnxmesh.runtime.errors import PlanError
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Placement, cut
@@ -177,7 +177,7 @@ def _pad(x: np.ndarray, recipe: Mapping[str, Any]) -> np.ndarray:
 
 
 def _mul(x: np.ndarray, recipe: Mapping[str, Any]) -> np.ndarray:
-    wide = x.astype(np.float32) if is_narrow(x.dtype) else x
+    wide = x.astype(wider(x.dtype), copy=False)
     return (wide * wide.dtype.type(recipe["by"])).astype(x.dtype, copy=False)
 
 
@@ -185,7 +185,7 @@ _TRANSFORMS: Mapping[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]]
     "transpose": lambda x, recipe: x.transpose(recipe["perm"]),
     "reshape": lambda x, recipe: x.reshape(recipe["shape"]),
     "slice": _slice,
-    "cast": lambda x, recipe: x.astype(dtype(recipe["dtype"])),
+    "cast": lambda x, recipe: x.astype(wider(x.dtype), copy=False).astype(dtype(recipe["dtype"])),
     "pad": _pad,
     "mul": _mul,
 }

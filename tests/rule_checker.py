@@ -144,6 +144,13 @@ def random(tensor: Tensor, rng: np.random.Generator) -> np.ndarray:
         return np.arange(1, np.prod(shape, dtype=int) + 1).reshape(shape)
     if tensor.kind == "u":
         return rng.integers(0, 4, shape).astype(dtype)
+    if tensor.kind in "qQwj":
+        return (
+            rng.integers(0, 256, shape)
+            .astype(np.uint8)
+            .astype(np.int8 if tensor.kind in "qw" else np.uint8)
+            .astype(dtype)
+        )
     if tensor.kind == "b":
         return rng.random(shape) < 0.4
     return rng.standard_normal(shape).astype(dtype)

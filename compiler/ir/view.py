@@ -61,7 +61,7 @@ def _plain(node: ir.Node, attr: ir.Attr) -> Any:
         return tuple(array.ravel().tolist())
     if attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
         raise CompilerDefect(f"node {node.name!r} ({node.op_type}) holds a graph")
-    if attr.name == "to" and node.op_type == "Cast":
+    if attr.name == "to" and node.op_type in ("Cast", "BitCast"):
         return str(ir.DataType(attr.as_int()).numpy().name)
     value = attr.value
     return tuple(value) if isinstance(value, (list, tuple)) else value

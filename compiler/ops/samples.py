@@ -26,6 +26,10 @@ KINDS = {
     "n": "int64",  # 0, 1, 2, ...
     "u": "uint8",  # below 4
     "b": "bool",
+    "q": "int8",
+    "Q": "uint8",  # all of it
+    "w": "int4",
+    "j": "int32",
 }
 
 
@@ -89,7 +93,7 @@ _POSITIVE = "Log Sqrt Reciprocal Acos Asin Atanh".split()
 _LOGIC = "And Or Xor".split()
 _BITS = "BitwiseAnd BitwiseOr BitwiseXor".split()
 _COMPARE = "Equal Greater GreaterOrEqual Less LessOrEqual".split()
-_OTHERS = "Where Clip Cast BitShift BitwiseNot Not IsInf IsNaN Acosh Dropout Fused".split()
+_OTHERS = "Where Clip Cast BitCast BitShift BitwiseNot Not IsInf IsNaN Acosh Dropout Fused".split()
 
 
 def _elementwise() -> list[Sample]:
@@ -116,6 +120,8 @@ def _elementwise() -> list[Sample]:
         _sample("Acosh", "n[12] -> n[12]"),
         _sample("Cast", "f[3,12] -> i[3,12]", to=7),
         _sample("Cast", "f[3,12] -> h[3,12]", to=10),
+        _sample("Cast", "f[3,12] -> w[3,12]", to=22),
+        _sample("BitCast", "f[3,12] -> j[3,12]", to=6),
         _sample("CastLike", "f[3,12], h[24] -> h[3,12]"),
         _sample("CastLike", "f[12], h[2,3,12] -> h[12]"),
         _sample("Where", "b[3,12], f[3,12], f[12] -> f[3,12]"),
@@ -128,6 +134,9 @@ def _elementwise() -> list[Sample]:
 
 
 MATMUL = [
+    _sample("MatMulInteger", "Q[4,12], q[12,6], Q[4] -> j[4,6]"),
+    _sample("ConvInteger", "Q[2,12,6], Q[24,1,3], Q[], Q[24] -> j[2,24,4]", group=12),
+    _sample("ConvInteger", "Q[2,6,12], Q[12,6,1]!, Q[], Q[12] -> j[2,12,12]"),
     _sample("MatMul", "f[12,24], f[24,6]! -> f[12,6]"),
     _sample("MatMul", "f[12,13], f[13,24] -> f[12,24]"),
     _sample("MatMul", "f[2,12,6], f[6,24]! -> f[2,12,24]"),

@@ -13,6 +13,7 @@ from onnxmesh.compiler.ops import (  # noqa: F401
     matmul,
     norms,
     pool,
+    quantise,
     recurrent,
     reduce,
     views,

@@ -90,6 +90,8 @@ def _concat(node: ir.Node, of: Sequence[Recipe]) -> list[Recipe] | None:
 
 
 def _cast(node: ir.Node, of: Sequence[Recipe]) -> list[Recipe] | None:
+    if dtype_of(node.outputs[0]).bitwidth <= 8 and dtype_of(node.outputs[0]).is_floating_point():
+        return None  # which numbers are too large for these is said by attributes
     return [recipes.cast(of[0], dtype_of(node.outputs[0]))]
 
 

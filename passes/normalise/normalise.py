@@ -21,8 +21,9 @@ from onnxmesh.passes.normalise.linear_attention import LINEAR_ATTENTION_RULES
 from onnxmesh.passes.normalise.losses import LOSS_RULES
 from onnxmesh.passes.normalise.noops import drop_noop
 from onnxmesh.passes.normalise.ops import RULES
+from onnxmesh.passes.normalise.quantised import QUANTISED_RULES
 
-ALL_RULES = {**RULES, **INDEXING_RULES, **ATTENTION_RULES, **LOSS_RULES, **LINEAR_ATTENTION_RULES}
+ALL_RULES = {**RULES, **INDEXING_RULES, **ATTENTION_RULES, **LOSS_RULES, **LINEAR_ATTENTION_RULES, **QUANTISED_RULES}
 
 
 def normalise(model: ir.Model) -> ir.Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -287,7 +288,9 @@ def _scaled(b: Builder, x: ir.Value, by: float) -> ir.Value:
 @rule("CastLike")
 def cast_like(node: ir.Node, b: Builder) -> bool:
     """A Cast to the type of the output."""
-    b.replace(b.op("Cast", present(node, 0), to=int(dtype_of(node.outputs[0]))))
+    attributes: dict[str, Any] = {"to": int(dtype_of(node.outputs[0]))}
+    attributes |= {name: a.value for name, a in node.attributes.items() if name in ("saturate", "round_mode")}
+    b.replace(b.op("Cast", present(node, 0), **attributes))
     return True
 
 

@@ -24,7 +24,7 @@ from onnxmesh.runtime.cuda.peer_memory import PeerMemory
 from onnxmesh.runtime.cuda.progress import Progress, where
 from onnxmesh.runtime.cuda.sharing import multiprocessors
 from onnxmesh.runtime.cuda.streams import Streams, Task
-from onnxmesh.runtime.dtypes import dtype, is_float8
+from onnxmesh.runtime.dtypes import dtype, is_for_hosts
 from onnxmesh.runtime.engine import Engine, Hook, InstructionTime
 from onnxmesh.runtime.errors import PlanError
 from onnxmesh.runtime.exchange import staging_sizes
@@ -294,7 +294,7 @@ def _workspace(device: CudaDevice) -> Workspace:
 
 def _check_dtypes(program: Program) -> None:
     for buffer in program.buffers:
-        if is_float8(dtype(buffer.dtype)):
+        if is_for_hosts(dtype(buffer.dtype)):
             raise PlanError(f"{buffer.dtype} does not run on GPUs yet", hint='use device="cpu"')
 
 

@@ -1,4 +1,4 @@
-"""Elementwise ops: arithmetic, comparisons, logic, activations, Cast, Where.
+"""Elementwise ops: arithmetic, comparisons, logic, activations, Where (Cast: cast.py).
 
 All broadcast as ONNX does (NumPy's rule). Formulas are those of the ONNX operator documents.
 """
@@ -11,7 +11,6 @@ from functools import reduce
 from importlib import import_module
 from typing import Any
 
-from onnxmesh.runtime.dtypes import float_max, is_float8
 from onnxmesh.runtime.kernels.numeric import is_float, rounded, wide
 from onnxmesh.runtime.kernels.registry import Array, Call, kernel
 
@@ -124,16 +123,6 @@ def _where(call: Call, condition: Array, x: Array, y: Array) -> Array:
 def _clip(call: Call, x: Array, low: Array | None = None, high: Array | None = None) -> Array:
     x = x if low is None else call.xp.maximum(x, low)
     return x if high is None else call.xp.minimum(x, high)
-
-
-@_elementwise("Cast", "CastLike")
-def _cast(call: Call, x: Array, like: Array | None = None) -> Array:
-    """To the output's dtype; to an 8-bit float values saturate unless the attribute `saturate` is 0."""
-    target = call.outs[0].dtype
-    if is_float8(target) and call.attrs.get("saturate", 1):
-        limit = float_max(target)
-        return call.xp.clip(x.astype(call.xp.float32), -limit, limit)
-    return x
 
 
 @_elementwise("Erf")

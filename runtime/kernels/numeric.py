@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnxmesh.runtime.dtypes import is_narrow
+from onnxmesh.runtime.dtypes import is_narrow, wider
 from onnxmesh.runtime.kernels.registry import Array, Call
 
 
 def wide(xp: Any, x: Array) -> Array:
-    """`x` in the dtype it is computed in: float32 for a narrow float, else its own."""
-    return x.astype(xp.float32) if is_narrow(x.dtype) else x
+    """`x` in the dtype it is computed in: float32 for a narrow float, bytes for a small integer, else its own."""
+    return x.astype(wider(x.dtype), copy=False)
 
 
 def rounded(call: Call, value: Array, output: int = 0) -> Array:

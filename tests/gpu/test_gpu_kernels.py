@@ -12,7 +12,7 @@ import test_kernels_onnx
 from test_kernels_attention import *  # noqa: F403
 from test_kernels_onnx import *  # noqa: F403
 
-from onnxmesh.runtime.dtypes import is_float8
+from onnxmesh.runtime.dtypes import is_for_hosts
 from onnxmesh.runtime.kernels.registry import Call, find
 
 _OTHER_BITS = {
@@ -39,8 +39,8 @@ def on_the_gpu(request: pytest.FixtureRequest, gpus: Any, monkeypatch: pytest.Mo
 
         def run(call: Call, *arrays: Any) -> Any:
             with device.scope():
-                if any(is_float8(x.dtype) for x in (*arrays, *call.outs) if x is not None):
-                    pytest.skip("CuPy has no 8-bit floats")
+                if any(is_for_hosts(x.dtype) for x in (*arrays, *call.outs) if x is not None):
+                    pytest.skip("CuPy has no arrays of these dtypes")
                 there = tuple(None if x is None else device.put(np.array(x)) for x in arrays)
                 outs = tuple(device.xp.empty(out.shape, out.dtype) for out in call.outs)
                 for out in outs:
