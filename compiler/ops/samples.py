@@ -120,7 +120,6 @@ def _elementwise() -> list[Sample]:
         _sample("Acosh", "n[12] -> n[12]"),
         _sample("Cast", "f[3,12] -> i[3,12]", to=7),
         _sample("Cast", "f[3,12] -> h[3,12]", to=10),
-        _sample("Cast", "f[3,12] -> w[3,12]", to=22),
         _sample("BitCast", "f[3,12] -> j[3,12]", to=6),
         _sample("CastLike", "f[3,12], h[24] -> h[3,12]"),
         _sample("CastLike", "f[12], h[2,3,12] -> h[12]"),
