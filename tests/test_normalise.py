@@ -140,7 +140,17 @@ ALONG_AXES = [
     Case("ReduceMax", [floats()], becomes=["Identity"]),
     Case("ReduceSumSquare", [floats()], becomes=["Mul"]),
     Case("CumSum", [X, n(-1).reshape(())], {"exclusive": 1, "reverse": 1}, becomes=["CumSum"]),
+    Case("CumProd", [X, n(-1).reshape(())], {"exclusive": 1}, opset=26, becomes=["CumProd"]),
+    *(
+        Case(f"Reduce{r}", [floats(2, 0, 3), n(1)], becomes=["Expand"])
+        for r in ("Sum", "Prod", "Max", "Min", "LogSumExp")
+    ),
     Case("TopK", [X, n(2)], {"axis": 1, "largest": 0}, 2, becomes=["TopK"]),
+    Case("DFT", [floats(2, 5, 1), n(8).reshape(()), n(-2).reshape(())], opset=20, becomes=["DFT"]),
+    Case("DFT", [floats(2, 5, 2)], {"onesided": 1, "inverse": 1}, opset=20, becomes=["DFT"]),
+    Case("DFT", [floats(5, 2, 2)], {"axis": 0}, opset=17, becomes=["DFT"]),
+    Case("STFT", [floats(2, 21, 1), n(3).reshape(()), floats(8)], opset=17, becomes=["STFT"]),
+    Case("STFT", [floats(2, 21, 1), n(3).reshape(()), None, n(6).reshape(())], opset=17, becomes=["STFT"]),
     Case("Softmax", [X], {}, opset=13, becomes=["Softmax"]),
     Case("LogSoftmax", [X], {"axis": 1}, opset=13),
     Case("ArgMax", [X], {"axis": -1, "keepdims": 0}),
@@ -161,6 +171,9 @@ ARITHMETIC = [
         {"transA": 1, "transB": 1, "alpha": 0.5, "beta": 2.0},
         becomes=["Transpose", "Transpose", "MatMul", "Mul", "Mul", "Add"],
     ),
+    Case("Einsum", [floats(2, 3), floats(3, 4)], {"equation": "ca, ab"}, becomes=["Einsum"]),
+    Case("Einsum", [floats(5, 2, 2)], {"equation": "...ii"}, becomes=["Einsum"]),
+    Case("SwiGLU", [X, X + 1], {"alpha": 1.5}, opset=28, becomes=["Swish", "Mul"]),
     Case("CastLike", [X, np.array(1, np.float64)], opset=19, becomes=["Cast"]),
     Case("GroupNormalization", [floats(2, 6, 4), floats(6), floats(6)], {"num_groups": 3}, opset=21),
     Case("Dropout", [X], {}, 1, becomes=["Identity"]),

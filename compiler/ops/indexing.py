@@ -80,9 +80,19 @@ def one_hot(view: OpView) -> Factors:
     return Factors((labels, *rest), ((*labels[:axis], None, *labels[axis:]),))
 
 
+def reverse_sequence(view: OpView) -> Factors:
+    """The batch, which has the lengths, and the dims that are neither batch nor time."""
+    shape = view.ins[0]
+    assert shape is not None
+    time, batch = (int(view.attr(name, default)) for name, default in (("time_axis", 0), ("batch_axis", 1)))
+    labels: Labels = tuple(None if i == time else label for i, label in enumerate(numbered(shape)))
+    return Factors((labels, (labels[batch],)), (labels,))
+
+
 register("Gather", factors=gather)
 register("GatherElements", factors=gather_elements)
 register("GatherND", factors=gather_nd)
 register("ScatterND", factors=scatter_nd)
 register("ScatterElements", factors=scatter_elements)
 register("OneHot", factors=one_hot)
+register("ReverseSequence", factors=reverse_sequence)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import prod
 
-from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, register
+from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, numbered, register
 
 
 def matmul(view: OpView) -> Factors:
@@ -41,23 +42,21 @@ def matmul_flops(view: OpView) -> float:
 
 
 def einsum(view: OpView) -> Factors | None:
-    """The equation is the rule. An ellipsis stands for leading dims of every operand alike."""
+    """The equation is the rule. An ellipsis stands for leading dims of every operand alike; a diagonal is whole."""
     equation = view.attr("equation", "").replace(" ", "")
     if "->" not in equation:
         return None
     left, right = equation.split("->")
     terms = left.split(",")
-    names = [term.replace("...", "") for term in terms]
-    if any(len(set(name)) != len(name) for name in names):
-        return None  # a diagonal
-    ins = tuple(_term(term, shape) for term, shape in zip(terms, view.ins))
-    outs = _term(right, view.outs[0])
+    whole = {name for term in terms for name in term if name != "." and term.count(name) > 1}
+    ins = tuple(_term(term, shape, whole) for term, shape in zip(terms, view.ins))
+    outs = _term(right, view.outs[0], whole)
     labels = {label for term in ins for label in term if label} - {label for label in outs if label}
     linear = tuple(frozenset({i}) for i in range(len(ins)))
     return Factors(ins, (outs,), sums=tuple((label, "sum") for label in sorted(labels)), linear=linear)
 
 
-def _term(term: str, shape: tuple[int, ...] | None) -> Labels:
+def _term(term: str, shape: tuple[int, ...] | None, whole: Collection[str]) -> Labels:
     assert shape is not None
     names: list[str] = []
     before, dots, after = term.partition("...")
@@ -65,7 +64,7 @@ def _term(term: str, shape: tuple[int, ...] | None) -> Labels:
     if dots:
         extra = len(shape) - len(before) - len(after)
         names += [f".{i - extra}" for i in range(extra)] + list(after)
-    return tuple(name if size > 1 else None for name, size in zip(names, shape))
+    return tuple(name if size > 1 and name not in whole else None for name, size in zip(names, shape))
 
 
 def einsum_flops(view: OpView) -> float:
@@ -77,5 +76,18 @@ def einsum_flops(view: OpView) -> float:
     return 2.0 * prod(sizes.values())
 
 
+def det(view: OpView) -> Factors:
+    """The dims before the matrix."""
+    labels = numbered(view.outs[0])
+    return Factors(((*labels, None, None),), (labels,))
+
+
+def det_flops(view: OpView) -> float:
+    """2/3 n^3 a matrix: an LU factorisation."""
+    assert view.ins[0] is not None
+    return 2.0 / 3.0 * prod(view.ins[0]) * view.ins[0][-1]
+
+
 register("MatMul", factors=matmul, flops=matmul_flops)
 register("Einsum", factors=einsum, flops=einsum_flops)
+register("Det", factors=det, flops=det_flops)

@@ -157,6 +157,10 @@ MATMUL = [
     _sample("Einsum", "f[3,4,4] -> f[3,4]", equation="...ii->...i"),
     _sample("Einsum", "f[12], f[6], f[12,6] -> f[6,12]", equation="i,j,ij->ji"),
     _sample("Einsum", "f[4,12], f[1,12] -> f[4,12]", equation="ij,ij->ij"),
+    _sample("Einsum", "f[2,12,6], f[6,12,4] -> f[2,4]", equation="...ij,jik->...k"),
+    _sample("Einsum", "f[12], f[6] -> f[12,6]", equation="i,j->ij"),
+    _sample("Det", "f[6,12,2,2] -> f[6,12]"),
+    _sample("Det", "f[4,4] -> f[]"),
     _sample("Conv", "f[2,12,8,8], f[6,12,4,4], f[6] -> f[2,6,2,2]", strides=[4, 4]),
     _sample("Conv", "f[2,3,24,12], f[12,3,2,2] -> f[2,12,12,6]", strides=[2, 2]),
     _sample("Conv", "f[2,6,12], f[12,6,1], f[12] -> f[2,12,12]"),
@@ -289,6 +293,26 @@ INDEXING = [
     _sample("ScatterElements", "f[12,6], i<6[12,4], f[12,4] -> f[12,6]", axis=1, reduction="add"),
     _sample("OneHot", "i<6[2,12], i[], f[2] -> f[2,12,6]"),
     _sample("OneHot", "i<6[2,12], i[], f[2] -> f[2,6,12]", axis=1),
+    _sample("ReverseSequence", "f[12,6,4], n[6] -> f[12,6,4]"),
+    _sample("ReverseSequence", "f[4,12,3], n[4] -> f[4,12,3]", time_axis=1, batch_axis=0),
+]
+
+GENERATED = [
+    _sample("Range", "i[], i[] -> i[12]"),
+    _sample("EyeLike", "-> f[12,6]", k=-1),
+    *(_sample(f"{name}Window", "-> f[12]", periodic=0) for name in ("Hann", "Hamming", "Blackman")),
+    _sample("MelWeightMatrix", "n[], n[], n[], p[], f[] -> f[13,6]"),
+    *(_sample(f"Random{name}", "-> f[12,6]", seed=7) for name in ("Uniform", "Normal")),
+    _sample("Multinomial", "f[6,13], p[6,12] -> i[6,12]"),
+]
+
+SIGNAL = [
+    _sample("DFT", "f[6,12,1] -> f[6,12,2]", axis=1, length=12),
+    _sample("DFT", "f[12,6,2] -> f[8,6,2]", axis=0, length=8, inverse=1),
+    _sample("DFT", "f[6,4,12,1] -> f[6,4,7,2]", axis=2, length=13, onesided=1),
+    _sample("DFT", "f[6,7,2] -> f[6,12,1]", axis=1, length=12, inverse=1, onesided=1),
+    _sample("STFT", "f[6,24,1], f[8] -> f[6,5,5,2]", frame_step=4, frame_length=8),
+    _sample("STFT", "f[12,13,2] -> f[12,3,6,2]", frame_step=3, frame_length=6, onesided=0),
 ]
 
 _QKV = "f[2,12,6,4], f[2,12,6,4], f[2,12,6,4]"
@@ -366,7 +390,19 @@ def declared() -> list[Sample]:
 
 def samples() -> list[Sample]:
     """All of them."""
-    listed = [*_elementwise(), *MATMUL, *POOL, *VIEWS, *NORMS, *_reductions(), *INDEXING, *ATTENTION, *COLLECTIVES]
+    listed = [
+        *_elementwise(),
+        *MATMUL,
+        *POOL,
+        *VIEWS,
+        *NORMS,
+        *_reductions(),
+        *INDEXING,
+        *GENERATED,
+        *SIGNAL,
+        *ATTENTION,
+        *COLLECTIVES,
+    ]
     return [*listed, *declared()]
 
 

@@ -7,6 +7,7 @@ from onnxmesh.compiler.ops import (  # noqa: F401
     conv,
     elementwise,
     fused,
+    generate,
     indexing,
     linear_attention,
     losses,
@@ -16,5 +17,6 @@ from onnxmesh.compiler.ops import (  # noqa: F401
     quantise,
     recurrent,
     reduce,
+    signal,
     views,
 )

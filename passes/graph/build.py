@@ -55,12 +55,15 @@ class Builder:
         inputs: Sequence[ir.Value | None],
         shape: Sequence[int] | None = None,
         attributes: Mapping[str, Any] | None = None,
+        dtype: ir.DataType | None = None,
     ) -> ir.Value:
-        """An op of the normal form with one output, of the first input's element type."""
+        """An op of the normal form with one output, of the first input's element type unless `dtype` says another."""
         value = self.node(DOMAIN, op_type, inputs, attributes or {}).outputs[0]
         if shape is not None:
-            assert inputs[0] is not None
-            set_type(value, inputs[0].dtype, tuple(shape))
+            if dtype is None:
+                assert inputs[0] is not None
+                dtype = inputs[0].dtype
+            set_type(value, dtype, tuple(shape))
         return value
 
     def reshape(self, x: ir.Value, *shape: int) -> ir.Value:

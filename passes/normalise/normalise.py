@@ -16,14 +16,25 @@ from onnxmesh.passes.graph.cse import share_common
 from onnxmesh.passes.graph.fold import fold
 from onnxmesh.passes.graph.infer import DOMAIN, NORMAL_OPSET
 from onnxmesh.passes.normalise.attention import ATTENTION_RULES
+from onnxmesh.passes.normalise.generate import GENERATE_RULES
 from onnxmesh.passes.normalise.indexing import INDEXING_RULES
 from onnxmesh.passes.normalise.linear_attention import LINEAR_ATTENTION_RULES
 from onnxmesh.passes.normalise.losses import LOSS_RULES
 from onnxmesh.passes.normalise.noops import drop_noop
 from onnxmesh.passes.normalise.ops import RULES
 from onnxmesh.passes.normalise.quantised import QUANTISED_RULES
+from onnxmesh.passes.normalise.random import RANDOM_RULES
 
-ALL_RULES = {**RULES, **INDEXING_RULES, **ATTENTION_RULES, **LOSS_RULES, **LINEAR_ATTENTION_RULES, **QUANTISED_RULES}
+ALL_RULES = {
+    **RULES,
+    **INDEXING_RULES,
+    **GENERATE_RULES,
+    **RANDOM_RULES,
+    **ATTENTION_RULES,
+    **LOSS_RULES,
+    **LINEAR_ATTENTION_RULES,
+    **QUANTISED_RULES,
+}
 
 
 def normalise(model: ir.Model) -> ir.Model:

@@ -30,8 +30,8 @@ def rule(*ops: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def numbers(node: ir.Node, index: int) -> list[int] | None:
-    """The integers that an optional input holds, None where it is absent.
+def known(node: ir.Node, index: int) -> np.ndarray | None:
+    """The numbers that an optional input holds, flat; None where it is absent.
 
     Raises:
         ModelError: they depend on data.
@@ -45,7 +45,13 @@ def numbers(node: ir.Node, index: int) -> list[int] | None:
             f"input {index} of {label(node)}, '{value.name}', must be known when compiling, but depends on data",
             hint=value_hint(value),
         )
-    return [int(n) for n in array.reshape(-1)]
+    return array.reshape(-1)
+
+
+def numbers(node: ir.Node, index: int) -> list[int] | None:
+    """As `known`, integers."""
+    array = known(node, index)
+    return None if array is None else [int(n) for n in array]
 
 
 def axes_of(node: ir.Node, axes: Sequence[int], rank: int) -> list[int]:
@@ -185,9 +191,31 @@ def reduce_(node: ir.Node, b: Builder) -> bool:
     if not axes:
         b.replace(_reduced_scalar(node, b, x))
         return True
+    if any(shape[axis] == 0 for axis in axes):
+        b.replace(b.own("Expand", [_of_nothing(node, b, dtype_of(x))], shape_of(node.outputs[0])))
+        return True
     keepdims = node.attributes.get_int("keepdims", 1)
     b.replace(b.own(node.op_type, [x], shape_of(node.outputs[0]), {"axes": axes, "keepdims": keepdims}))
     return True
+
+
+_OF_NOTHING = {"ReduceProd": 1.0, "ReduceMean": np.nan, "ReduceLogSum": -np.inf, "ReduceLogSumExp": -np.inf}
+"""What a reduction of no elements gives; the others give 0, but for the extremes."""
+
+
+def _of_nothing(node: ir.Node, b: Builder, dtype: ir.DataType) -> ir.Value:
+    """The greatest of no elements is the lowest number there is, and the least of none the highest."""
+    number: float = _OF_NOTHING.get(node.op_type, 0.0)
+    if node.op_type in ("ReduceMax", "ReduceMin"):
+        lowest = node.op_type == "ReduceMax"
+        if dtype == ir.DataType.BOOL:
+            number = not lowest
+        elif dtype.is_integer():
+            limits = np.iinfo(dtype.numpy())
+            number = limits.min if lowest else limits.max
+        else:
+            number = -np.inf if lowest else np.inf
+    return b.constant(np.array(number), dtype)
 
 
 def _reduced_scalar(node: ir.Node, b: Builder, x: ir.Value) -> ir.Value:
@@ -197,13 +225,13 @@ def _reduced_scalar(node: ir.Node, b: Builder, x: ir.Value) -> ir.Value:
     return b.op(op, x) if op else b.reshape(x)
 
 
-@rule("CumSum")
-def cumsum(node: ir.Node, b: Builder) -> bool:
+@rule("CumSum", "CumProd")
+def cumulative(node: ir.Node, b: Builder) -> bool:
     """The axis as an attribute."""
     x, shape = _x(node)
     (axis,) = axes_of(node, numbers(node, 1) or [0], len(shape))
     flags = {name: node.attributes.get_int(name, 0) for name in ("exclusive", "reverse")}
-    b.replace(b.own("CumSum", [x], shape, {"axis": axis, **flags}))
+    b.replace(b.own(node.op_type, [x], shape, {"axis": axis, **flags}))
     return True
 
 
@@ -285,25 +313,24 @@ def _scaled(b: Builder, x: ir.Value, by: float) -> ir.Value:
     return x if by == 1.0 else b.op("Mul", x, b.constant(by, dtype_of(x)))
 
 
+@rule("Einsum")
+def einsum(node: ir.Node, b: Builder) -> bool:
+    """The equation says its output, which is else the letters that stand once, in order, after the ellipsis."""
+    equation = node.attributes.get_string("equation", "").replace(" ", "")
+    if "->" not in equation:
+        letters = equation.replace(".", "").replace(",", "")
+        dots = "..." if "..." in equation else ""
+        equation += "->" + dots + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    node.attributes["equation"] = ir.AttrString("equation", equation)
+    return False
+
+
 @rule("CastLike")
 def cast_like(node: ir.Node, b: Builder) -> bool:
     """A Cast to the type of the output."""
     attributes: dict[str, Any] = {"to": int(dtype_of(node.outputs[0]))}
     attributes |= {name: a.value for name, a in node.attributes.items() if name in ("saturate", "round_mode")}
     b.replace(b.op("Cast", present(node, 0), **attributes))
-    return True
-
-
-@rule("Dropout")
-def dropout(node: ir.Node, b: Builder) -> bool:
-    """Inference drops nothing."""
-    x, shape = _x(node)
-    if any(numbers(node, 2) or []):
-        raise ModelError(f"{label(node)} is in training mode", hint="export the model for inference")
-    keep = None
-    if len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output()):
-        keep = b.own("Expand", [b.constant(np.array(True))], shape)
-    b.replace(b.reshape(x, *shape), *([keep] if len(node.outputs) > 1 else []))
     return True
 
 

@@ -10,6 +10,7 @@ from onnxmesh.runtime.kernels import (
     conv,
     elementwise,
     fused,
+    generate,
     indexing,
     integer,
     linear_attention,
@@ -18,9 +19,11 @@ from onnxmesh.runtime.kernels import (
     norms,
     pool,
     quantise,
+    random,
     recurrent,
     reduce,
     resize,
+    signal,
     views,
 )
 
@@ -31,6 +34,7 @@ __all__ = [
     "conv",
     "elementwise",
     "fused",
+    "generate",
     "indexing",
     "integer",
     "linear_attention",
@@ -39,8 +43,10 @@ __all__ = [
     "norms",
     "pool",
     "quantise",
+    "random",
     "recurrent",
     "reduce",
     "resize",
+    "signal",
     "views",
 ]

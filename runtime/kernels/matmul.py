@@ -17,3 +17,9 @@ def einsum(call: Call, *inputs: Array) -> Array:
     """The sum of products that `equation` says."""
     operands = (wide(call.xp, x) for x in inputs)
     return rounded(call, call.xp.einsum(call.attrs["equation"], *operands, optimize=True))
+
+
+@kernel("Det")
+def det(call: Call, x: Array) -> Array:
+    """The determinants of the matrices [..., n, n]."""
+    return rounded(call, call.xp.linalg.det(wide(call.xp, x)))

@@ -105,7 +105,8 @@ def space_to_depth(call: Call, x: Array) -> Array:
     """Blocks of pixels to blocks of channels: [n, c, h, w] -> [n, c*k^2, h/k, w/k]."""
     n, c, h, w = x.shape
     k = call.attrs["blocksize"]
-    return x.reshape(n, c, h // k, k, w // k, k).transpose(0, 3, 5, 1, 2, 4).reshape(call.outs[0].shape)
+    order = (0, 3, 5, 1, 2, 4) if call.attrs.get("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    return x.reshape(n, c, h // k, k, w // k, k).transpose(order).reshape(call.outs[0].shape)
 
 
 @kernel("Shard")
