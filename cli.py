@@ -200,7 +200,7 @@ def cli() -> None:
 
 
 @cli.command("compile")
-@click.argument("model", type=click.Path())
+@click.argument("models", metavar="MODEL...", type=click.Path(), nargs=-1, required=True)
 @_mesh_options
 @click.option("-o", "--output", type=click.Path(), help="The plan's folder; MODEL with .plan if not given.")
 @click.option("--no-weights", is_flag=True, help="Write the plan alone; run --weights MODEL reads them.")
@@ -208,10 +208,10 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @_quiet
 @_verbose
-def compile_(model: str, output: str | None, no_weights: bool, dump: str | None, **given: Any) -> None:
-    """Compile MODEL for dp x cp x tp ranks and write a plan."""
-    target = Path(output) if output is not None else Path(Path(model).with_suffix(".plan").name)
-    compilation = _compile(model, given, target, dump=dump, weights=not no_weights)
+def compile_(models: tuple[str, ...], output: str | None, no_weights: bool, dump: str | None, **given: Any) -> None:
+    """Compile MODEL for dp x cp x tp ranks and write a plan; or the MODELs that another tool made for each rank."""
+    target = Path(output) if output is not None else Path(Path(models[0]).with_suffix(".plan").name)
+    compilation = _compile(models[0] if len(models) == 1 else models, given, target, dump=dump, weights=not no_weights)
     assert compilation.plan is not None
     report = compilation.plan.report
     if given["as_json"]:
@@ -403,7 +403,12 @@ def _demo(folder: Path) -> None:
 
 
 def _compile(
-    model: str, given: dict[str, Any], target: Path | None, *, dump: str | None = None, weights: bool = True
+    model: str | Sequence[str],
+    given: dict[str, Any],
+    target: Path | None,
+    *,
+    dump: str | None = None,
+    weights: bool = True,
 ) -> Compilation:
     """Compile, write the plan if there is a target, and show how it goes."""
     from onnxmesh.compiler.api import compile_model

@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 import onnxmesh.compiler.ops.table  # noqa: F401  (registers every rule)
-from onnxmesh.compiler import cost, frontend
+from onnxmesh.compiler import cost, frontend, imported
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.ir import printer, verify
 from onnxmesh.compiler.layout import layout
@@ -50,6 +50,9 @@ from onnxmesh.runtime.plan import Plan
 from onnxmesh.runtime.profile import load as load_profile
 
 ModelLike: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
+Source: TypeAlias = ModelLike | Sequence[str | os.PathLike[str] | onnx.ModelProto | ir.Model]
+"""A model, or one for each rank of a graph that was sharded elsewhere."""
+
 Progress = Callable[[str], None]
 """Called with the name of every stage before it runs."""
 
@@ -58,9 +61,10 @@ Progress = Callable[[str], None]
 class Compilation:
     """What the stages hand on."""
 
-    source: ModelLike
+    source: Source
     options: Options
     model: ir.Model | None = None
+    imported: imported.Imported | None = None
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
     tensors: Mapping[str, ir.TensorProtocol] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -87,7 +91,19 @@ class Stage:
 
 
 def _load(state: Compilation) -> None:
-    state.model = frontend.load(state.source)
+    if not isinstance(state.source, (list, tuple)):
+        state.model = frontend.load(state.source)
+        _settle(state, {}, 1)
+        return
+    state.model, own = imported.together([frontend.load(model) for model in state.source])
+    _settle(state, own, len(state.source))
+
+
+def _settle(state: Compilation, own: Mapping[str, imported.Tensors], files: int) -> None:
+    """Where the ranks of a graph that holds collectives are on the mesh."""
+    state.imported = imported.settled(state.loaded, state.options.mesh, own, files)
+    if state.imported is not None:
+        state.options = replace(state.options, mesh=state.imported.mesh)
 
 
 def _bind(state: Compilation) -> None:
@@ -118,6 +134,11 @@ def _precision(state: Compilation) -> None:
 def _shard(axis: str, state: Compilation) -> None:
     """Place, reshard and partition on one axis."""
     ranks, options = state.options.mesh.axis_size(axis), state.options
+    if state.imported is not None and axis in imported.AXES:
+        if axis == "tp":
+            state.findings += imported.localise(state.loaded, state.imported)
+            state.tensors = {**state.tensors, **imported.sources(state.imported)}
+        return
     if ranks == 1:
         return
     placed = place(
@@ -178,7 +199,7 @@ PIPELINE: tuple[Stage, ...] = (
 
 
 def compile_model(
-    model: ModelLike,
+    model: Source,
     options: Options,
     *,
     dump: str | os.PathLike[str] | None = None,
@@ -214,7 +235,7 @@ def compile_model(
 
 
 def compile(
-    model: ModelLike,
+    model: Source,
     *,
     tp: int = 1,
     cp: int = 1,
@@ -231,7 +252,8 @@ def compile(
     """Compile an ONNX model to a plan for `dp * cp * tp` ranks.
 
     Args:
-        model: a path, the bytes of a file, a ModelProto or an onnx_ir model; it needs no hints.
+        model: a path, the bytes of a file, a ModelProto or an onnx_ir model; it needs no hints. A list of them is
+            what another tool has made for each rank (docs/imported.md).
         tp, cp, dp: ranks of tensor, context and data parallelism, 1 to 64 each.
         shapes: input name -> sizes; binds dynamic dims.
         dims: dim name -> size; binds dynamic dims.

@@ -14,11 +14,12 @@ import onnx_ir.passes.common as common
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnxmesh.compiler.errors import ModelError
+from onnxmesh.passes.normalise.collectives import MICROSOFT, TENSORRT
 
 OLDEST_OPSET, NEWEST_OPSET, LIFTED_OPSET = 7, 28, 13
-MICROSOFT = "com.microsoft"
-DOMAINS = frozenset({"", "ai.onnx", MICROSOFT, "onnxmesh"})
-MISPLACED = frozenset({"SimplifiedLayerNormalization"})
+DOMAINS = frozenset({"", "ai.onnx", MICROSOFT, TENSORRT, "onnxmesh"})
+MISPLACED = {"SimplifiedLayerNormalization": MICROSOFT, "DistCollective": TENSORRT}
+"""Ops of other domains that stand in ONNX's own, or in any: ONNX Runtime and TensorRT write them so."""
 SMALL = 1024
 """Tensors up to so many bytes go through ONNX's checker and converter; of larger ones only the type does."""
 
@@ -59,7 +60,7 @@ def _prepared(model: ir.Model) -> ir.Model:
         if node.domain == "ai.onnx":
             node.domain = ""
         if node.op_type in MISPLACED:
-            node.domain = MICROSOFT
+            node.domain = MISPLACED[node.op_type]
     common.RemoveInitializersFromInputsPass()(model)
     check_nodes(model)
     return lift(model)
@@ -215,7 +216,8 @@ def _without_weights(model: ir.Model) -> onnx.ModelProto:
 def _tolerate(proto: onnx.ModelProto) -> None:
     """Hide from the checker what it refuses without need.
 
-    Graph inputs and outputs may lack a shape; ONNX's domain has two names; ONNX Runtime keeps an op of its own in it.
+    Graph inputs and outputs may lack a shape; ONNX's domain has two names; ONNX Runtime and TensorRT keep ops of their
+    own in it, or do not import their domains.
     """
     for named in [*proto.opset_import, *proto.graph.node]:
         if named.domain == "ai.onnx":
@@ -223,11 +225,11 @@ def _tolerate(proto: onnx.ModelProto) -> None:
     for value in [*proto.graph.input, *proto.graph.output]:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.shape.SetInParent()
-    moved = [node for node in proto.graph.node if node.op_type in MISPLACED and not node.domain]
-    for node in moved:
-        node.domain = MICROSOFT
-    if moved and all(o.domain != MICROSOFT for o in proto.opset_import):
-        proto.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
+    for node in proto.graph.node:
+        node.domain = node.domain or MISPLACED.get(node.op_type, "")
+    known = {opset.domain for opset in proto.opset_import}
+    for domain in sorted({node.domain for node in proto.graph.node} & {MICROSOFT, TENSORRT} - known):
+        proto.opset_import.append(onnx.helper.make_opsetid(domain, 1))
 
 
 def _one_line(error: BaseException) -> str:

@@ -89,9 +89,15 @@ def sources(recipe: Recipe) -> Iterator[str]:
 def initialiser(
     name: str, recipe: Recipe, dtype: ir.DataType, shape: Sequence[int], tensors: Mapping[str, ir.TensorProtocol]
 ) -> ir.Value:
-    """An initialiser that is computed from `tensors`, the model's own, when somebody asks for its numbers."""
-    lazy = ir.LazyTensor(lambda: ir.tensor(_evaluate(recipe, tensors)), dtype, ir.Shape(shape), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=lazy)
+    """An initialiser that is computed from `tensors`, the model's own, when somebody asks for its numbers.
+
+    It has none where one of its sources has none, since that differs from rank to rank.
+    """
+    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+    if all(source in tensors for source in sources(recipe)):
+        value.const_value = ir.LazyTensor(
+            lambda: ir.tensor(_evaluate(recipe, tensors)), dtype, ir.Shape(shape), name=name
+        )
     value.meta[KEY] = recipe
     return value
 

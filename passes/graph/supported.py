@@ -8,11 +8,12 @@ import onnxmesh.runtime.kernels  # noqa: F401  (registers every kernel)
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.graph.infer import label
 from onnxmesh.runtime.kernels import registry
+from onnxmesh.runtime.plan import KINDS
 
 
 def check_supported(graph: ir.Graph) -> None:
     """Raise ModelError, naming the node, where no kernel computes an op."""
-    known = registry.names()
+    known = registry.names() | set(KINDS)
     for node in graph:
         if node.op_type not in known:
             raise ModelError(

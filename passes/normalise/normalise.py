@@ -81,4 +81,4 @@ def _made_here(node: ir.Node) -> bool:
 def _sources(graph: ir.Graph, tensors: dict[str, ir.TensorProtocol]) -> dict[str, ir.TensorProtocol]:
     found = (recipes.get(v) for v in graph.initializers.values())
     names = {name for recipe in found if recipe is not None for name in recipes.sources(recipe)}
-    return {name: tensors[name] for name in sorted(names)}
+    return {name: tensors[name] for name in sorted(names & tensors.keys())}

@@ -100,9 +100,10 @@ class _Conversion:
         return node.op_type in ATTENTION and index == MASK
 
     def _converted(self, value: ir.Value, to_half: bool, huge: bool) -> ir.Value:
-        if not is_constant(value) or value.is_graph_input():
+        unknown = value.const_value is None  # it differs from rank to rank
+        if not is_constant(value) or value.is_graph_input() or (unknown and huge):
             return self._nodes(value, self._half if to_half else WIDE, huge)
-        fits = self._fits(value) if huge or _nbytes(value) <= READABLE else True
+        fits = unknown or self._fits(value) if huge or _nbytes(value) <= READABLE else True
         if is_folded(value) or (not fits and _nbytes(value) <= READABLE):
             return add_constant(self._graph, self._saturated(_numbers(value)), self._name(value))
         if not fits:

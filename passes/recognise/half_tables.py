@@ -142,7 +142,7 @@ class _Halves:
             half = recipes.slice_(recipe, last - 1, 0, shape[-1])
         graph = self._editor.graph
         sources = graph.meta[SOURCES]
-        if recipe["op"] == "source":
+        if recipe["op"] == "source" and value.const_value is not None:
             sources.setdefault(recipe["name"], value.const_value)
         made = recipes.initialiser(fresh(graph, name), half, value.dtype, shape, sources)
         graph.initializers.add(made)
