@@ -252,11 +252,6 @@ def test_onnxruntime_agrees_with_the_reference(case: Case) -> None:
         np.testing.assert_allclose(found[output.name], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_that_gives_out_its_scores_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"node 'n' \(Attention\) gives out its scores as 'y3'"):
-        normal_form(Case("Attention", [Q, K, V, None, *PAST], {}, 4, 23).model())
-
-
 def test_causal_attention_says_so_with_positions() -> None:
     model = normal_form(Case("Attention", [Q, K, V, None, *PAST], {"is_causal": 1}, 3, 23).model())
     node = next(n for n in model.graph if n.op_type == "Attention")

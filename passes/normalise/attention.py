@@ -12,6 +12,7 @@ from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.graph.build import Builder
 from onnxmesh.passes.graph.infer import DOMAIN, dtype_of, label, optional, present, shape_of
 from onnxmesh.passes.normalise.ops import Rule
+from onnxmesh.passes.normalise.scores import Scoring, attend_with_scores
 
 # --- attention ----------------------------------------------------------------------------------------------
 
@@ -20,13 +21,8 @@ def attention(node: ir.Node, b: Builder) -> bool:
     """Heads as a dim, the cache as a Concat, causality as positions, other masks as one mask of rank 4.
 
     Raises:
-        ModelError: the node gives out its scores, or its inputs do not fit.
+        ModelError: its inputs do not fit.
     """
-    if len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output()):
-        raise ModelError(
-            f"{label(node)} gives out its scores as '{node.outputs[3].name}', which is not supported",
-            hint="export the model without that output",
-        )
     q, k, v = (_with_heads(node, b, i) for i in range(3))
     past = optional(node, 4)
     offset = 0 if past is None else shape_of(past)[2]
@@ -34,20 +30,26 @@ def attention(node: ir.Node, b: Builder) -> bool:
         k = b.op("Concat", past, k, axis=2)
         v = b.op("Concat", present(node, 5), v, axis=2)
     sizes = Sizes(shape_of(q)[2], shape_of(k)[2], offset)
-    mask, positions = _visibility(node, b, sizes, dtype_of(q))
-    scale = node.attributes.get_float("scale", None)
-    y = attend(
-        b,
-        (q, k, v),
-        mask,
-        positions,
-        scale=1.0 / math.sqrt(shape_of(q)[3]) if scale is None else scale,
-        softcap=node.attributes.get_float("softcap", 0.0),
-    )
+    given = node.attributes.get_float("scale", None)
+    scale = 1.0 / math.sqrt(shape_of(q)[3]) if given is None else given
+    softcap = node.attributes.get_float("softcap", 0.0)
+    scores = None
+    if len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output()):
+        bias, visible = _masks(node, b, sizes)
+        y, scores = attend_with_scores(b, (q, k, v), bias, visible, _scoring(node, scale, softcap))
+    else:
+        mask, positions = _visibility(node, b, sizes, dtype_of(q))
+        y = attend(b, (q, k, v), mask, positions, scale=scale, softcap=softcap)
     if len(shape_of(present(node, 0))) == 3:
         y = join_heads(b, y)
-    b.replace(y, *[k, v][: len(node.outputs) - 1])
+    b.replace(*[y, k, v, scores][: len(node.outputs)])
     return True
+
+
+def _scoring(node: ir.Node, scale: float, softcap: float) -> Scoring:
+    precision = node.attributes.get_int("softmax_precision", 0)
+    mode = node.attributes.get_int("qk_matmul_output_mode", 0)
+    return Scoring(scale, softcap, mode, ir.DataType(precision) if precision else None)
 
 
 def attend(
@@ -95,6 +97,21 @@ def _with_heads(node: ir.Node, b: Builder, index: int) -> ir.Value:
 
 
 @dataclass(frozen=True)
+class _Limits:
+    """What hides keys besides the mask: the number of valid ones [b], causality, windows (-1: none)."""
+
+    valid: ir.Value | None
+    causal: bool
+    windows: tuple[int, int]
+
+    @classmethod
+    def of(cls, node: ir.Node) -> _Limits:
+        """Those of an ONNX Attention."""
+        left, right = (node.attributes.get_int(name, -1) for name in ("left_window_size", "right_window_size"))
+        return cls(optional(node, 6), bool(node.attributes.get_int("is_causal", 0)), (left, right))
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Queries, keys, and how many keys stand before the first query."""
 
@@ -113,14 +130,20 @@ def _visibility(
     node: ir.Node, b: Builder, sizes: Sizes, dtype: ir.DataType
 ) -> tuple[ir.Value | None, tuple[ir.Value, ir.Value] | None]:
     """The mask of an ONNX Attention, and the positions where causality is data of its own."""
-    mask, valid = _given_mask(node, b, sizes.keys), optional(node, 6)
-    causal = bool(node.attributes.get_int("is_causal", 0))
-    windows = [node.attributes.get_int(name, -1) for name in ("left_window_size", "right_window_size")]
-    if valid is None and windows == [-1, -1]:
-        return mask, causal_positions(b, sizes) if causal else None
-    for visible in _conditions(b, sizes, valid, causal, windows):
+    mask, limits = _given_mask(node, b, sizes.keys), _Limits.of(node)
+    if limits.valid is None and limits.windows == (-1, -1):
+        return mask, causal_positions(b, sizes) if limits.causal else None
+    for visible in _conditions(b, sizes, limits):
         mask = _both(b, visible, mask, dtype)
     return mask, None
+
+
+def _masks(node: ir.Node, b: Builder, sizes: Sizes) -> tuple[ir.Value | None, list[ir.Value]]:
+    """What is added to the scores, and everything else that hides keys."""
+    mask, visible = _given_mask(node, b, sizes.keys), _conditions(b, sizes, _Limits.of(node))
+    if mask is not None and mask.dtype == ir.DataType.BOOL:
+        return None, [*visible, mask]
+    return mask, visible
 
 
 def _given_mask(node: ir.Node, b: Builder, keys: int) -> ir.Value | None:
@@ -139,8 +162,9 @@ def _given_mask(node: ir.Node, b: Builder, keys: int) -> ir.Value | None:
     return mask
 
 
-def _conditions(b: Builder, sizes: Sizes, valid: ir.Value | None, causal: bool, windows: list[int]) -> list[ir.Value]:
-    """What the number of valid keys, causality and windows allow: booleans that broadcast to `[b, 1, s, t]`."""
+def _conditions(b: Builder, sizes: Sizes, limits: _Limits) -> list[ir.Value]:
+    """What the limits allow: booleans that broadcast to `[b, 1, s, t]`."""
+    valid = limits.valid
     key = b.constant(np.arange(sizes.keys, dtype=np.int64).reshape(1, 1, 1, -1))
     first = sizes.offset if valid is None else -sizes.queries
     query = b.constant(np.arange(first, first + sizes.queries, dtype=np.int64).reshape(1, 1, -1, 1))
@@ -149,8 +173,8 @@ def _conditions(b: Builder, sizes: Sizes, valid: ir.Value | None, causal: bool, 
         count = b.reshape(valid, shape_of(valid)[0], 1, 1, 1)
         query = b.op("Add", query, count)
         found.append(b.op("Less", key, count))
-    left, right = windows
-    if causal:
+    left, right = limits.windows
+    if limits.causal:
         found.append(b.op("LessOrEqual", key, query))
     if left >= 0:
         found.append(b.op("LessOrEqual", b.op("Sub", query, b.constant(np.int64(left))), key))
