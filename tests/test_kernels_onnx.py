@@ -264,15 +264,22 @@ INDEXING = [
 ]  # fmt: skip
 
 SCALES = np.array([1, 1, 2, 1.5], np.float32)
+
+
+def resized(attrs: Mapping[str, Any]) -> Case:
+    """Scales are an attribute of the normal form."""
+    scales = {"scales": SCALES.tolist()}
+    return Case("Resize", [f(1, 2, 4, 6), None, SCALES], attrs, drop=2, attrs={**attrs, **scales})
+
+
 IMAGES = [
-    *(Case("Resize", [f(1, 2, 4, 6), None, SCALES], {"mode": "nearest", "nearest_mode": rounding,
-           "coordinate_transformation_mode": coordinates})
+    *(resized({"mode": "nearest", "nearest_mode": rounding, "coordinate_transformation_mode": coordinates})
       for rounding, coordinates in (("floor", "asymmetric"), ("round_prefer_floor", "half_pixel"),
                                     ("round_prefer_ceil", "align_corners"), ("ceil", "asymmetric"))),
-    *(Case("Resize", [f(1, 2, 4, 6), None, SCALES], {"mode": mode, "coordinate_transformation_mode": coordinates})
+    *(resized({"mode": mode, "coordinate_transformation_mode": coordinates})
       for mode in ("linear", "cubic") for coordinates in ("half_pixel", "align_corners", "pytorch_half_pixel")),
-    Case("Resize", [f(1, 2, 4, 6), None, None, i64(1, 2, 7, 3)], {"mode": "linear"}),
-    Case("Resize", [f(1, 2, 4, 6), None, SCALES], {"mode": "cubic", "exclude_outside": 1, "cubic_coeff_a": -0.5}),
+    Case("Resize", [f(1, 2, 4, 6), None, None, i64(1, 2, 7, 3)], {"mode": "linear"}, drop=3),
+    resized({"mode": "cubic", "exclude_outside": 1, "cubic_coeff_a": -0.5}),
 ]  # fmt: skip
 
 Q = np.array([0.1, 0.3], np.float32)
@@ -318,5 +325,5 @@ def test_narrow_floats_compute_in_float32_and_round_once(dtype: Any) -> None:
 
 
 def test_a_convolution_unfolds_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxmesh.runtime.kernels.matmul._COLUMN_BYTES", 600)
+    monkeypatch.setattr("onnxmesh.runtime.kernels.conv._COLUMN_BYTES", 600)
     check(Case("Conv", [f(2, 3, 9, 9), f(4, 3, 3, 3)], {"pads": [1, 1, 1, 1]}))

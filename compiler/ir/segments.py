@@ -121,6 +121,13 @@ def _from_flat(flat: Segments, outer: int, inner: int) -> Segments | None:
     return tuple(Segment(s.size // inner, s.copies) for s in period)
 
 
+def scaled(cut: Segments, ranks: int, given: int, other: int) -> Segments | None:
+    """The cut of a dim that has `other` entries for every `given` of this one; None where such a run would be torn."""
+    if any(s.local(ranks) % given for s in cut):
+        return None
+    return tuple(Segment(s.size // given * other, s.copies) for s in cut)
+
+
 def kv_heads(cut: Segments, group: int, ranks: int) -> Segments | None:
     """The cut of the key and value heads for a cut of the query heads, `group` query heads to a kv head.
 

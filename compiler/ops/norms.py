@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, Shape, numbered, register
+from collections.abc import Iterable
+from typing import Any
+
+from onnxmesh.compiler.ir import segments as algebra
+from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, Port, Shape, Strategy, numbered, register
+from onnxmesh.runtime.placement import Placement, Shard
 
 
 def last_dims(view: OpView) -> Factors:
@@ -44,17 +49,55 @@ def one_axis(view: OpView) -> Factors:
 
 
 def channels(view: OpView) -> Factors:
-    """GroupNormalization, InstanceNormalization, BatchNormalization: the batch, and what is elementwise."""
+    """InstanceNormalization, BatchNormalization: channels, the batch unless statistics span it, what is elementwise."""
+    shape = _shape(view)
+    elementwise = view.op == "BatchNormalization" and not view.attr("training_mode", 0)
+    batch = elementwise or view.op == "InstanceNormalization"
+    space = tuple(f"x{i}" if elementwise and size > 1 else None for i, size in enumerate(shape[2:]))
+    labels: Labels = ("n" if batch and shape[0] > 1 else None, "c", *space)
+    rest: tuple[Labels, ...] = tuple(("c",) * len(other or ()) for other in view.ins[1:])
+    return Factors((labels, *rest), (labels, *(("c",) for _ in view.outs[1:])))
+
+
+def group_batch(view: OpView) -> Factors:
+    """GroupNormalization: the batch."""
+    labels: Labels = ("n", *(None,) * (len(_shape(view)) - 1))
+    return Factors((labels, (None,), (None,)), (labels,))
+
+
+def groups(view: OpView, port: Port, placement: Placement) -> Iterable[Strategy]:
+    """GroupNormalization: whole groups of channels. Scale and bias have an entry a channel, or one a group."""
+    channels, group = _shape(view)[1], view.attr("num_groups")
+    data = port.is_output or port.index == 0
+    if not isinstance(placement, Shard) or placement.dim != int(data):
+        return
+    size, entries = channels // group, (view.ins[1] or (0,))[0] // group
+    given = size if data else entries
+    whole = algebra.scaled(placement.segments, view.ranks, given, size)
+    scale = algebra.scaled(placement.segments, view.ranks, given, entries)
+    if whole is not None and scale is not None:
+        yield Strategy("group", (Shard(1, whole), Shard(0, scale), Shard(0, scale)), (Shard(1, whole),))
+
+
+def groups_localise(view: OpView, strategy: Strategy) -> dict[str, Any]:
+    """Fewer channels are fewer groups."""
+    placement = strategy.outs[0]
+    if strategy.factor != "group" or not isinstance(placement, Shard):
+        return {}
+    return {"num_groups": placement.local(view.ranks) * view.attr("num_groups") // placement.size}
+
+
+def moments(view: OpView) -> Factors:
+    """MeanVarianceNormalization: dims other than `axes`."""
+    axes = view.attr("axes", (0, 2, 3))
+    labels: Labels = tuple(None if i in axes else label for i, label in enumerate(numbered(_shape(view))))
+    return Factors((labels,), (labels,))
+
+
+def _shape(view: OpView) -> Shape:
     shape = view.ins[0]
     assert shape is not None
-    by_channel = view.op in ("BatchNormalization", "InstanceNormalization")
-    elementwise = view.op == "BatchNormalization"
-    labels: Labels = tuple(
-        "n" if i == 0 and size > 1 else "c" if i == 1 and by_channel else f"x{i}" if i > 1 and elementwise else None
-        for i, size in enumerate(shape)
-    )
-    rest: tuple[Labels, ...] = tuple(("c" if by_channel else None,) * len(other or ()) for other in view.ins[1:])
-    return Factors((labels, *rest), (labels,))
+    return shape
 
 
 def neighbours(view: OpView) -> Factors:
@@ -67,5 +110,7 @@ def neighbours(view: OpView) -> Factors:
 
 register("LayerNormalization", "RMSNormalization", factors=last_dims)
 register("Softmax", "LogSoftmax", "Hardmax", "CumSum", "CumProd", "TopK", "LpNormalization", factors=one_axis)
-register("GroupNormalization", "InstanceNormalization", "BatchNormalization", factors=channels)
+register("InstanceNormalization", "BatchNormalization", factors=channels)
+register("GroupNormalization", factors=group_batch, ports=groups, localise=groups_localise)
+register("MeanVarianceNormalization", factors=moments)
 register("LRN", factors=neighbours, samples=(("f[2,12,6,4] -> f[2,12,6,4]", {"size": 3}),))

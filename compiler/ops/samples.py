@@ -15,6 +15,7 @@ from typing import Any
 from onnxmesh.compiler.ir.rule import find, names
 from onnxmesh.compiler.ops.elementwise import NARY, UNARY
 from onnxmesh.compiler.ops.reduce import OPS as REDUCTIONS
+from onnxmesh.compiler.ops.samples_spatial import IMAGE, POOL
 
 KINDS = {
     "f": "float32",
@@ -174,18 +175,11 @@ MATMUL = [
     _sample("Conv", "f[2,2,6,8,4], f[4,2,2,2,2] -> f[2,4,3,4,2]", strides=[2, 2, 2]),
 ]
 
-POOL = [
-    _sample("MaxPool", "f[2,12,8] -> f[2,12,4]", kernel_shape=[2], strides=[2]),
-    _sample("AveragePool", "f[2,12,6,6] -> f[2,12,6,6]", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
-    _sample("GlobalMaxPool", "f[2,12,6] -> f[2,12,1]"),
-    _sample("GlobalAveragePool", "f[6,12,2,3] -> f[6,12,1,1]"),
-    _sample("DepthToSpace", "f[6,12,2,4] -> f[6,3,4,8]", blocksize=2),
-    _sample("SpaceToDepth", "f[6,3,4,8] -> f[6,12,2,4]", blocksize=2),
-    _sample("Resize", "f[2,12,4] -> f[2,12,8]", mode="nearest"),
-    _sample("Resize", "f[6,12,4,4] -> f[6,12,8,8]", mode="linear"),
+TRANSPOSED = [
     _sample("ConvTranspose", "f[2,12,4], f[12,6,3], f[6] -> f[2,6,6]"),
     _sample("ConvTranspose", "f[2,6,4], f[6,12,2]! -> f[2,12,8]", strides=[2]),
     _sample("ConvTranspose", "f[2,12,4], f[12,3,2] -> f[2,6,8]", strides=[2], group=2),
+    _sample("ConvTranspose", "f[2,12,4], f[12,2,2], f[24] -> f[2,24,8]", strides=[2], group=12),
 ]
 
 VIEWS = [
@@ -252,8 +246,18 @@ NORMS = [
     _sample("TopK", "f[6,12] -> f[6,4], i[6,4]", axis=1, k=4),
     _sample("TopK", "f[12,6] -> f[4,6], i[4,6]", axis=0, k=4, largest=0),
     _sample("GroupNormalization", "f[4,12,6], f[12], f[12] -> f[4,12,6]", num_groups=3),
+    _sample("GroupNormalization", "f[1,24,3], f[24]!, f[24]! -> f[1,24,3]", num_groups=12),
+    _sample("GroupNormalization", "f[2,24,3], f[6], f[6] -> f[2,24,3]", num_groups=6),
+    _sample("MeanVarianceNormalization", "f[4,12,6,2] -> f[4,12,6,2]", axes=[0, 2, 3]),
+    _sample("MeanVarianceNormalization", "f[4,12,6] -> f[4,12,6]", axes=[2]),
     _sample("InstanceNormalization", "f[4,12,6], f[12], f[12] -> f[4,12,6]"),
     _sample("BatchNormalization", "f[4,12,6], f[12], f[12], f[12], p[12] -> f[4,12,6]"),
+    _sample(
+        "BatchNormalization",
+        "f[4,12,6], f[12], f[12], f[12], p[12] -> f[4,12,6], f[12], f[12]",
+        training_mode=1,
+        momentum=0.7,
+    ),
 ]
 
 
@@ -390,10 +394,12 @@ def declared() -> list[Sample]:
 
 def samples() -> list[Sample]:
     """All of them."""
+    spatial = [_sample(op, signature, **attrs) for op, signature, attrs in (*POOL, *IMAGE)]
     listed = [
         *_elementwise(),
         *MATMUL,
-        *POOL,
+        *TRANSPOSED,
+        *spatial,
         *VIEWS,
         *NORMS,
         *_reductions(),

@@ -8,6 +8,7 @@ from onnxmesh.compiler.ops import (  # noqa: F401
     elementwise,
     fused,
     generate,
+    image,
     indexing,
     linear_attention,
     losses,

@@ -240,6 +240,19 @@ def _like_first(node: ir.Node) -> Types:
     return ((int(dtype_of(x)), shape_of(x)),)
 
 
+def _max_unpool(node: ir.Node) -> Types:
+    """As ONNX's function, which says nothing where `output_shape` is given."""
+    x, given = present(node, 0), constant(optional(node, 2))
+    if given is not None:
+        return ((int(dtype_of(x)), tuple(map(int, given))),)
+    taps = node.attributes.get_ints("kernel_shape")
+    strides = node.attributes.get_ints("strides", ()) or (1,) * len(taps)
+    pads = node.attributes.get_ints("pads", ()) or (0,) * 2 * len(taps)
+    ends = [a + b for a, b in zip(pads, pads[len(taps) :])]
+    sizes = [(n - 1) * s + t - end for n, s, t, end in zip(shape_of(x)[2:], strides, taps, ends)]
+    return ((int(dtype_of(x)), (*shape_of(x)[:2], *sizes)),)
+
+
 def _kept(node: ir.Node) -> Types:
     """The type was given where the node was made."""
     return (None,) * len(node.outputs)
@@ -251,5 +264,6 @@ _OWN: dict[tuple[str, str], Callable[[ir.Node], Types]] = {
     (DOMAIN, "Rotary"): _like_first,
     ("", "MeanVarianceNormalization"): _like_first,
     ("", "GroupNormalization"): _like_first,
+    ("", "MaxUnpool"): _max_unpool,
     **{(DOMAIN, op): _kept for op in ("Reshape", "Expand", "Slice", "Split")},
 }

@@ -24,6 +24,7 @@ from onnxmesh.passes.normalise.noops import drop_noop
 from onnxmesh.passes.normalise.ops import RULES
 from onnxmesh.passes.normalise.quantised import QUANTISED_RULES
 from onnxmesh.passes.normalise.random import RANDOM_RULES
+from onnxmesh.passes.normalise.spatial import SPATIAL_RULES
 
 ALL_RULES = {
     **RULES,
@@ -34,6 +35,7 @@ ALL_RULES = {
     **LOSS_RULES,
     **LINEAR_ATTENTION_RULES,
     **QUANTISED_RULES,
+    **SPATIAL_RULES,
 }
 
 

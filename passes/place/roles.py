@@ -24,7 +24,7 @@ from onnxmesh.passes.place.candidates import Space
 from onnxmesh.passes.place.tie import NodeClass
 from onnxmesh.runtime.placement import Placement, Replicate, Shard
 
-CONTRACTIONS = ("MatMul", "Einsum", "Conv", "ConvTranspose")
+CONTRACTIONS = ("MatMul", "Einsum", "Conv", "ConvTranspose", "DeformConv")
 ATTENTION = ("Attention", "AttentionBlock")
 _FACTOR_OF: dict[CpStrategy, tuple[str, ...]] = {
     "allgather": ("s",),

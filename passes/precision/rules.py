@@ -43,7 +43,8 @@ COMPUTE = frozenset(
     """
     MatMul Einsum Conv ConvTranspose Rotary LayerNormalization RMSNormalization GroupNormalization
     InstanceNormalization BatchNormalization LpNormalization LRN Softmax LogSoftmax MaxPool AveragePool GlobalMaxPool
-    GlobalAveragePool Resize ReduceMax ReduceMin ReduceMean ReduceSum ReduceL1 ReduceL2 ReduceSumSquare
+    GlobalAveragePool LpPool GlobalLpPool Col2Im MeanVarianceNormalization Resize ReduceMax ReduceMin ReduceMean
+    ReduceSum ReduceL1 ReduceL2 ReduceSumSquare
     """.split()
 )
 """Ops that compute in float32 from half precision and round once."""

@@ -36,7 +36,7 @@ from onnxmesh.runtime.plan import Collective, Instruction, Launch, Program
 if TYPE_CHECKING:
     from onnxmesh.runtime.cuda.device import CudaDevice
 
-_WAITS = frozenset(("Compress", "RandomNormal", "RandomUniform", "Resize"))
+_WAITS = frozenset(("Compress", "RandomNormal", "RandomUniform", "RoiAlign"))
 """Generic kernels that wait for the device."""
 _ATTEMPTS = 16
 """After so many instructions that turn out not to be capturable, the program runs without graphs."""

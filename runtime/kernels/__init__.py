@@ -11,6 +11,7 @@ from onnxmesh.runtime.kernels import (
     elementwise,
     fused,
     generate,
+    grid,
     indexing,
     integer,
     linear_attention,
@@ -23,6 +24,7 @@ from onnxmesh.runtime.kernels import (
     recurrent,
     reduce,
     resize,
+    roi,
     signal,
     views,
 )
@@ -35,6 +37,7 @@ __all__ = [
     "elementwise",
     "fused",
     "generate",
+    "grid",
     "indexing",
     "integer",
     "linear_attention",
@@ -47,6 +50,7 @@ __all__ = [
     "recurrent",
     "reduce",
     "resize",
+    "roi",
     "signal",
     "views",
 ]

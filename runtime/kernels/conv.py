@@ -9,7 +9,8 @@ from typing import Any
 
 from onnxmesh.runtime.kernels.numeric import rounded, wide
 from onnxmesh.runtime.kernels.registry import Array, Call, kernel
-from onnxmesh.runtime.kernels.windows import padded, pads, spatial, windows
+from onnxmesh.runtime.kernels.sampling import linear, picker
+from onnxmesh.runtime.kernels.windows import overlap_add, padded, pads, spatial, windows
 
 _COLUMN_BYTES = 64 << 20
 """The most that a convolution unfolds at once."""
@@ -64,12 +65,7 @@ def conv_transpose(call: Call, x: Array, w: Array, b: Array | None = None) -> Ar
     kernels = wide(xp, w).reshape(group, w.shape[0] // group, -1).swapaxes(1, 2)
     columns = xp.matmul(kernels, wide(xp, x).reshape(n, group, w.shape[0] // group, -1))
     columns = columns.reshape(n, group * w.shape[1], *taps, *sizes)
-    out = xp.zeros((n, group * w.shape[1], *full), columns.dtype)
-    for tap in product(*map(range, taps)):
-        starts = [t * d for t, d in zip(tap, dilations)]
-        spans = zip(starts, sizes, strides)
-        at = (..., *(slice(a, a + (size - 1) * step + 1, step) for a, size, step in spans))
-        out[at] += columns[(slice(None), slice(None), *tap)]
+    out = overlap_add(xp, columns, strides, dilations, full)
     out = out[(..., *(slice(a, a + size) for a, size in zip(begins, out_sizes)))]
     return rounded(call, out if b is None else out + _per_channel(wide(xp, b), out.ndim))
 
@@ -82,3 +78,52 @@ def _transpose_begins(call: Call, full: Sequence[int], sizes: Sequence[int], str
     extra = call.attrs.get("output_padding") or [0] * len(full)
     totals = [max(0, f + e - size) for f, e, size in zip(full, extra, sizes)]
     return [t // 2 if auto == "SAME_UPPER" else t - t // 2 for t in totals]
+
+
+@kernel("DeformConv")
+def deform_conv(
+    call: Call, x: Array, w: Array, offset: Array, b: Array | None = None, mask: Array | None = None
+) -> Array:
+    """Convolution whose taps stand off the grid by `offset`, weighted by `mask`: Zhu et al., Deformable ConvNets v2.
+
+    x [n, c, h, w], w [m, c/group, taps...]; offset [n, offset_group * taps * 2, sizes...] as (y, x), and mask without
+    the 2. Channels are read between pixels, zero outside. Attributes as in ONNX.
+    """
+    xp, attrs, taps, sizes = call.xp, call.attrs, w.shape[2:], call.outs[0].shape[2:]
+    n, groups, count, points = len(x), attrs.get("offset_group", 1), prod(taps), prod(sizes)
+    strides, dilations = (spatial(attrs, name, len(taps)) for name in ("strides", "dilations"))
+    begins = [a for a, _ in pads(attrs, x.shape[2:], taps)]
+    offset = wide(xp, offset).reshape(n * groups, count, len(taps), points)
+    mask = None if mask is None else wide(xp, mask).reshape(n * groups, count, 1, points)
+    pick = picker(xp, wide(xp, x).reshape(n * groups, x.shape[1] // groups, *x.shape[2:]))
+    columns = []
+    for k, tap in enumerate(product(*map(range, taps))):
+        grid = [
+            xp.arange(size) * stride + t * dilation - begin
+            for size, stride, t, dilation, begin in zip(sizes, strides, tap, dilations, begins)
+        ]
+        at = [
+            (offset[:, k, dim].reshape(-1, *sizes) + xp.expand_dims(line, tuple(range(1, len(sizes) - dim)))).reshape(
+                -1, points
+            )
+            for dim, line in enumerate(grid)
+        ]
+        column = linear(xp, at, pick)
+        columns.append((column if mask is None else column * mask[:, k]).reshape(n, x.shape[1], points))
+    group = attrs.get("group", 1)
+    unfolded = xp.stack(columns, axis=2).reshape(n, group, -1, points)
+    out = xp.matmul(wide(xp, w).reshape(group, w.shape[0] // group, -1), unfolded).reshape(call.outs[0].shape)
+    return rounded(call, out if b is None else out + _per_channel(wide(xp, b), out.ndim))
+
+
+@kernel("Col2Im")
+def col2im(call: Call, x: Array) -> Array:
+    """Blocks x [n, c * prod(block_shape), positions] added up to the image [n, c, sizes...] that they were cut from."""
+    attrs, block, sizes = call.attrs, call.attrs["block_shape"], call.outs[0].shape[2:]
+    strides, dilations = (spatial(attrs, name, len(block)) for name in ("strides", "dilations"))
+    widths = pads(attrs, sizes, block)
+    full = [size + a + b for size, (a, b) in zip(sizes, widths)]
+    counts = [(f - d * (k - 1) - 1) // s + 1 for f, d, k, s in zip(full, dilations, block, strides)]
+    columns = wide(call.xp, x).reshape(*call.outs[0].shape[:2], *block, *counts)
+    out = overlap_add(call.xp, columns, strides, dilations, full)
+    return rounded(call, out[(..., *(slice(a, a + size) for (a, _), size in zip(widths, sizes)))])

@@ -48,10 +48,12 @@ def log_softmax(call: Call, x: Array) -> Array:
 
 @kernel("GroupNormalization")
 def group_normalization(call: Call, x: Array, scale: Array, bias: Array) -> Array:
-    """x [n, c, ...] standardised within `num_groups` groups of channels; scale and bias [c]."""
+    """x [n, c, ...] standardised within `num_groups` groups of channels; scale and bias [c], or one entry a group."""
     xp, wider = call.xp, wide(call.xp, x)
     grouped = wider.reshape(x.shape[0], call.attrs["num_groups"], -1)
     centred, _, inverse = _standardise(xp, grouped, (-1,), call.attrs.get("epsilon", 1e-5))
+    if scale.size != x.shape[1]:
+        scale, bias = (xp.repeat(v, x.shape[1] // v.size) for v in (scale, bias))
     return rounded(call, _per_channel(xp, (centred * inverse).reshape(x.shape), scale, bias))
 
 
@@ -64,11 +66,23 @@ def instance_normalization(call: Call, x: Array, scale: Array, bias: Array) -> A
 
 
 @kernel("BatchNormalization")
-def batch_normalization(call: Call, x: Array, scale: Array, bias: Array, mean: Array, var: Array) -> Array:
-    """Inference: (x - mean) / sqrt(var + epsilon) * scale + bias, all of them [c], on x [n, c, ...]."""
-    xp = call.xp
-    factor = wide(xp, scale) / xp.sqrt(wide(xp, var) + call.attrs.get("epsilon", 1e-5))
-    return rounded(call, _per_channel(xp, wide(xp, x), factor, wide(xp, bias) - wide(xp, mean) * factor))
+def batch_normalization(call: Call, x: Array, scale: Array, bias: Array, mean: Array, var: Array) -> Any:
+    """(x - mean) / sqrt(var + epsilon) * scale + bias, all of them [c], on x [n, c, ...].
+
+    In `training_mode` mean and variance are x's own, and two more outputs are the running ones, which keep `momentum`
+    (default 0.9) of what they were.
+    """
+    xp, wider, running = call.xp, wide(call.xp, x), [wide(call.xp, mean), wide(call.xp, var)]
+    statistics = running
+    if call.attrs.get("training_mode", 0):
+        axes, keep = (0, *range(2, x.ndim)), call.attrs.get("momentum", 0.9)
+        statistics = [wider.mean(axis=axes), wider.var(axis=axes)]
+        running = [keep * old + (1 - keep) * new for old, new in zip(running, statistics)]
+    factor = wide(xp, scale) / xp.sqrt(statistics[1] + call.attrs.get("epsilon", 1e-5))
+    y = rounded(call, _per_channel(xp, wider, factor, wide(xp, bias) - statistics[0] * factor))
+    if len(call.outs) == 1:
+        return y
+    return (y, *(rounded(call, value, i + 1) for i, value in enumerate(running[: len(call.outs) - 1])))
 
 
 @kernel("LpNormalization")

@@ -1,53 +1,73 @@
-"""Resize: interpolation of every axis in turn, by gathering (nearest) or by a matrix (linear, cubic)."""
+"""Resize: every axis in turn, by gathering (nearest) or as a weighted sum of neighbours (linear, cubic)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from onnxmesh.runtime.errors import PlanError
-from onnxmesh.runtime.kernels.numeric import rounded, wide
+from onnxmesh.runtime.kernels.numeric import is_float, rounded, wide
 from onnxmesh.runtime.kernels.registry import Array, Call, kernel
+from onnxmesh.runtime.kernels.sampling import keys
+
+_CROP = "tf_crop_and_resize"
 
 
 @kernel("Resize")
-def resize(
-    call: Call, x: Array, roi: Array | None = None, scales: Array | None = None, sizes: Array | None = None
-) -> Array:
-    """x interpolated to the shape of the output; attributes as in ONNX, without crops and antialiasing."""
-    attrs, out = call.attrs, call.outs[0].shape
-    mode = attrs.get("mode", "nearest")
-    if attrs.get("antialias", 0) or attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
-        raise PlanError("Resize: antialiasing and tf_crop_and_resize are not supported")
-    factors = _factors(x, out, attrs, scales)
-    y = x if mode == "nearest" else wide(call.xp, x)
+def resize(call: Call, x: Array, roi: Array | None = None) -> Array:
+    """x interpolated to the shape of the output; attributes as in ONNX, but for these.
+
+    `scales` has the factor of every dim (absent: target by source size). `axes` are the dims that `roi` crops: starts,
+    then ends, as parts of the image; it is there only with tf_crop_and_resize.
+    """
+    xp, attrs, out = call.xp, call.attrs, call.outs[0].shape
+    nearest = attrs.get("mode", "nearest") == "nearest"
+    y = x if nearest else wide(xp, x)
+    y = y if nearest or is_float(y) else y.astype(xp.float32)
+    factors = attrs.get("scales") or [o / n for o, n in zip(out, x.shape)]
+    crops = _crops(attrs, roi, x.ndim)
+    outside: Any = False
     for axis, (size, target, factor) in enumerate(zip(x.shape, out, factors)):
-        if size == target and factor == 1:
+        if size == target and factor == 1 and axis not in crops:
             continue
-        at = _coordinates(call.xp, size, target, factor, attrs)
-        if mode == "nearest":
-            y = call.xp.take(y, _nearest(call.xp, at, size, attrs), axis=axis)
+        at = _coordinates(xp, size, target, factor, attrs, crops.get(axis))
+        if nearest:
+            y = xp.take(y, _nearest(xp, at, size, attrs), axis=axis)
         else:
-            weights = _linear(call.xp, at, size) if mode == "linear" else _cubic(call.xp, at, size, attrs)
-            y = call.xp.moveaxis(call.xp.moveaxis(y, axis, -1) @ weights.astype(y.dtype).T, -1, axis)
+            y = _interpolated(xp, y, axis, at, factor, attrs)
+        if axis in crops:
+            outside = outside | _along((at < 0) | (at > size - 1), axis, x.ndim)
+    if crops:
+        y = xp.where(outside, xp.asarray(attrs.get("extrapolation_value", 0.0), dtype=y.dtype), y)
     return rounded(call, y)
 
 
-def _factors(x: Array, out: tuple[int, ...], attrs: Mapping[str, Any], scales: Array | None) -> list[float]:
-    """The scale of every axis: as given, or target by source size."""
-    if scales is None or scales.size == 0:
-        return [o / n for o, n in zip(out, x.shape)]
-    given = dict(zip(attrs.get("axes") or range(x.ndim), scales.tolist()))
-    return [given.get(axis, 1.0) for axis in range(x.ndim)]
+def _crops(attrs: Mapping[str, Any], roi: Array | None, rank: int) -> dict[int, tuple[Array, Array]]:
+    """Start and end by axis, each an array of one number."""
+    if roi is None or attrs.get("coordinate_transformation_mode") != _CROP:
+        return {}
+    axes = attrs.get("axes") or range(rank)
+    return {axis: (roi[k], roi[k + len(axes)]) for k, axis in enumerate(axes)}
 
 
-def _coordinates(xp: Any, size: int, target: int, factor: float, attrs: Mapping[str, Any]) -> Array:
+def _along(values: Array, axis: int, rank: int) -> Array:
+    """A vector as an array of `rank` dims that varies along `axis`."""
+    return values.reshape(*(-1 if i == axis else 1 for i in range(rank)))
+
+
+def _coordinates(
+    xp: Any, size: int, target: int, factor: float, attrs: Mapping[str, Any], crop: tuple[Array, Array] | None
+) -> Array:
     """Where every entry of the result lies in the source."""
     i, mode = xp.arange(target, dtype=xp.float64), attrs.get("coordinate_transformation_mode", "half_pixel")
+    if crop is not None:
+        start, end = (edge.astype(xp.float64) * (size - 1) for edge in crop)
+        return start + i * ((end - start) / (target - 1)) if target > 1 else i + (start + end) / 2
     if mode == "asymmetric":
         return i / factor
     if mode == "align_corners":
-        return i * ((size - 1) / (target - 1)) if target > 1 else i * 0
+        length = factor * size
+        return i * ((size - 1) / (length - 1)) if length != 1 else i * 0
     if mode == "pytorch_half_pixel" and target <= 1:
         return i * 0
     if mode == "half_pixel_symmetric":
@@ -67,25 +87,25 @@ def _nearest(xp: Any, at: Array, size: int, attrs: Mapping[str, Any]) -> Array:
     return xp.clip(rounds[mode](), 0, size - 1).astype(xp.int64)
 
 
-def _linear(xp: Any, at: Array, size: int) -> Array:
-    """[target, size]: the weights of the two neighbours; beyond the ends the last entry holds."""
-    distance = xp.abs(xp.clip(at, 0, size - 1)[:, None] - xp.arange(size))
-    return xp.maximum(1 - distance, 0)
+def _interpolated(xp: Any, y: Array, axis: int, at: Array, factor: float, attrs: Mapping[str, Any]) -> Array:
+    """y at positions `at` of an axis; beyond the ends the last entry holds, or counts nothing (`exclude_outside`)."""
+    size, total, weights = y.shape[axis], 0.0, 0.0
+    outside, shrink = attrs.get("exclude_outside", 0), min(factor, 1.0) if attrs.get("antialias", 0) else 1.0
+    normalised = outside or shrink < 1
+    for position, weight in _neighbours(xp, at, shrink, attrs):
+        if outside:
+            weight = xp.where((position >= 0) & (position < size), weight, 0.0)
+        index = xp.clip(position, 0, size - 1).astype(xp.int64)
+        total = total + xp.take(y, index, axis=axis) * _along(weight, axis, y.ndim).astype(y.dtype)
+        weights = weights + weight
+    return total / _along(weights, axis, y.ndim).astype(y.dtype) if normalised else total
 
 
-def _cubic(xp: Any, at: Array, size: int, attrs: Mapping[str, Any]) -> Array:
-    """[target, size]: Keys' cubic convolution (1981) over four neighbours, `cubic_coeff_a` default -0.75."""
-    a, first = attrs.get("cubic_coeff_a", -0.75), xp.floor(at)
-    weights = xp.zeros((at.size, size))
-    for offset in (-1, 0, 1, 2):
-        position = first + offset
-        d = xp.abs(at - position)
-        near = ((a + 2) * d - (a + 3)) * d * d + 1
-        far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-        weight = xp.where(d <= 1, near, xp.where(d < 2, far, 0))
-        if attrs.get("exclude_outside", 0):
-            weight = xp.where((position >= 0) & (position < size), weight, 0)
-        column = xp.clip(position, 0, size - 1)[:, None] == xp.arange(size)
-        weights += xp.where(column, weight[:, None], 0)
-    total = weights.sum(axis=1, keepdims=True)
-    return weights / total if attrs.get("exclude_outside", 0) else weights
+def _neighbours(xp: Any, at: Array, shrink: float, attrs: Mapping[str, Any]) -> Iterator[tuple[Array, Array]]:
+    """The positions around `at` and their weights; antialiasing widens the kernel as the image shrinks."""
+    cubic = attrs["mode"] == "cubic"
+    reach, first = (2 if cubic else 1) / shrink, xp.floor(at)
+    for offset in range(math.floor(-reach) + 1, math.ceil(reach) + 1):
+        distance = xp.abs(at - (first + offset)) * shrink
+        weight = keys(xp, distance, attrs.get("cubic_coeff_a", -0.75)) if cubic else xp.maximum(1 - distance, 0.0)
+        yield first + offset, weight

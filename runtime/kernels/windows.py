@@ -1,8 +1,9 @@
-"""Sliding windows over the spatial dims, shared by convolution and pooling."""
+"""Sliding windows over the spatial dims, shared by convolutions, pooling and Col2Im."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from onnxmesh.runtime.kernels.registry import Array
@@ -48,3 +49,23 @@ def windows(
         shape=(*x.shape[:2], *kernel, *sizes),
         strides=(*x.strides[:2], *(s * d for s, d in zip(steps, dilations)), *(s * d for s, d in zip(steps, strides))),
     )
+
+
+def tap_of(x: Array, axis: int, tap: int, stride: int, dilation: int, size: int) -> Array:
+    """What stands under one tap of every window along `axis`: a view of x with `size` entries there."""
+    start = tap * dilation
+    return x[(slice(None),) * axis + (slice(start, start + (size - 1) * stride + 1, stride),)]
+
+
+def overlap_add(
+    xp: Any, columns: Array, strides: Sequence[int], dilations: Sequence[int], full: Sequence[int]
+) -> Array:
+    """The sum of overlapping windows [n, c, full...] from columns [n, c, taps..., sizes...], tap by tap."""
+    dims = len(full)
+    taps, sizes = columns.shape[2 : 2 + dims], columns.shape[2 + dims :]
+    out = xp.zeros((*columns.shape[:2], *full), columns.dtype)
+    for tap in product(*map(range, taps)):
+        spans = zip(tap, strides, dilations, sizes)
+        at = tuple(slice(t * d, t * d + (size - 1) * step + 1, step) for t, step, d, size in spans)
+        out[(..., *at)] += columns[(slice(None), slice(None), *tap)]
+    return out

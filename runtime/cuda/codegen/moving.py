@@ -132,7 +132,8 @@ def _pad(job: Job, ins: list[View], outs: list[View]) -> Pairs:
 def _blocks(job: Job, ins: list[View], outs: list[View]) -> Pairs:
     (n, c, h, w), k = ins[0].shape, job.attrs["blocksize"]
     if job.kernel == "SpaceToDepth":
-        shape, order = (n, c, h // k, k, w // k, k), (0, 3, 5, 1, 2, 4)
+        crd = job.attrs.get("mode", "DCR") == "CRD"
+        shape, order = (n, c, h // k, k, w // k, k), (0, 1, 3, 5, 2, 4) if crd else (0, 3, 5, 1, 2, 4)
     elif job.attrs.get("mode", "DCR") == "DCR":
         shape, order = (n, k, k, c // k**2, h, w), (0, 3, 4, 1, 5, 2)
     else:
