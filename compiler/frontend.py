@@ -14,10 +14,12 @@ import onnx_ir.passes.common as common
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnxmesh.compiler.errors import ModelError
+from onnxmesh.compiler.oldest import mend
 from onnxmesh.passes.normalise.collectives import MICROSOFT, TENSORRT
 
-OLDEST_OPSET, NEWEST_OPSET, LIFTED_OPSET = 7, 28, 13
-DOMAINS = frozenset({"", "ai.onnx", MICROSOFT, TENSORRT, "onnxmesh"})
+OLDEST_OPSET, NEWEST_OPSET, LIFTED_OPSET = 1, 28, 13
+STANDARD = frozenset({"ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training"})
+DOMAINS = frozenset({"", "ai.onnx", *STANDARD, MICROSOFT, TENSORRT, "onnxmesh"})
 MISPLACED = {"SimplifiedLayerNormalization": MICROSOFT, "DistCollective": TENSORRT}
 """Ops of other domains that stand in ONNX's own, or in any: ONNX Runtime and TensorRT write them so."""
 SMALL = 1024
@@ -317,7 +319,7 @@ def check_nodes(model: ir.Model) -> None:
         if node.domain not in DOMAINS:
             raise ModelError(
                 f"node '{node.name}' is {node.domain}::{node.op_type}; the domain '{node.domain}' is unknown",
-                hint="supported are ONNX, com.microsoft, and functions that the model itself defines",
+                hint="supported are ONNX's domains, com.microsoft, and functions that the model itself defines",
             )
         for attribute in node.attributes.values():
             if isinstance(attribute.value, bytes):
@@ -335,7 +337,9 @@ def lift(model: ir.Model) -> ir.Model:
     if opset >= LIFTED_OPSET:
         return model
     light = _without_weights(model)
+    light.ir_version = max(light.ir_version, 4)  # before it, initialisers were inputs too
     try:
+        mend(light, opset)
         lifted = ir.serde.deserialize_model(onnx.version_converter.convert_version(light, LIFTED_OPSET))
     except Exception as error:
         raise ModelError(

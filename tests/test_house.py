@@ -27,6 +27,7 @@ LAYERS = (
         "onnxmesh.compiler.sources",
         "onnxmesh.compiler.layout",
         "onnxmesh.compiler.moves",
+        "onnxmesh.compiler.oldest",
         "onnxmesh.compiler.strides",
         "onnxmesh.compiler.lower",
         "onnxmesh.compiler.memory",

@@ -1,0 +1,47 @@
+"""Models of the oldest opsets: lifted, and meaning what they meant."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxmesh import backend
+from onnxmesh.compiler.frontend import load
+
+F = TensorProto.FLOAT
+
+
+def old(node: onnx.NodeProto, opset: int, x: tuple[int, ...], **weights: np.ndarray) -> onnx.ModelProto:
+    """A model of one node as it was written then: initialisers are inputs too."""
+    given = [helper.make_tensor_value_info("x", F, x)]
+    given += [helper.make_tensor_value_info(name, F, array.shape) for name, array in weights.items()]
+    graph = helper.make_graph(
+        [node],
+        "g",
+        given,
+        [helper.make_tensor_value_info("y", F, None)],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=3)
+
+
+@pytest.mark.parametrize("opset", range(1, 13))
+def test_every_old_opset_is_lifted(opset: int) -> None:
+    assert load(old(helper.make_node("Relu", ["x"], ["y"]), opset, (2, 3))).graph.opset_imports[""] == 13
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 4, 5)])
+@pytest.mark.parametrize("slopes", [1, 3])
+def test_the_slopes_of_an_old_prelu_are_of_the_channels(shape: tuple[int, ...], slopes: int) -> None:
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    slope = np.arange(1, slopes + 1, dtype=np.float32)
+    (y,) = backend.run_model(old(helper.make_node("PRelu", ["x", "s"], ["y"]), 6, shape, s=slope), [x])
+    np.testing.assert_allclose(y, np.where(x < 0, x * slope.reshape(-1, *[1] * (len(shape) - 2)), x))
+
+
+def test_an_old_sum_broadcasts_along_its_axis() -> None:
+    x, b = np.ones((2, 3, 4), np.float32), np.arange(3, dtype=np.float32)
+    node = helper.make_node("Add", ["x", "b"], ["y"], broadcast=1, axis=1)
+    np.testing.assert_array_equal(backend.run_model(old(node, 6, x.shape, b=b), [x])[0], x + b[:, None])
