@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import test_kernels_attention
 import test_kernels_onnx
+import test_kernels_signal
 from test_kernels_attention import *  # noqa: F403
+from test_kernels_dtypes import *  # noqa: F403
 from test_kernels_onnx import *  # noqa: F403
+from test_kernels_signal import *  # noqa: F403
 
 from onnxmesh.runtime.dtypes import is_for_hosts
 from onnxmesh.runtime.kernels.registry import Call, find
@@ -59,5 +62,5 @@ def on_the_gpu(request: pytest.FixtureRequest, gpus: Any, monkeypatch: pytest.Mo
 
         return run
 
-    for module in (test_kernels_onnx, test_kernels_attention):
+    for module in (test_kernels_onnx, test_kernels_attention, test_kernels_signal):
         monkeypatch.setattr(module, "find", gpu_find)
