@@ -11,6 +11,9 @@ import numpy as np
 
 from onnxmesh.runtime.errors import PlanError
 
+_PACKED = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
+"""Bits of an element of the dtypes that files pack."""
+
 
 def onnx_fetch(model_path: str | Path) -> Callable[[str], np.ndarray]:
     """A function that reads an initialiser of the model by name: its value, in memory of its own.
@@ -72,9 +75,10 @@ def _read_slice(tensor: Any, path: Path, offset: int, length: str | None) -> np.
     from onnx import helper
 
     kind, shape = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)), tuple(tensor.dims)
-    array = np.empty(shape, kind)
+    bits = _PACKED.get(kind.name)
+    array = np.empty(-(-prod(shape) * bits // 8), np.uint8) if bits else np.empty(shape, kind)
     view = array.reshape(-1).view(np.uint8).data
-    if length is not None and int(length) != prod(shape) * kind.itemsize:
+    if length is not None and int(length) != len(view):
         raise PlanError(f"initialiser {tensor.name!r}: {length} bytes of external data for {kind}{list(shape)}")
     try:
         with path.open("rb", buffering=0) as file:
@@ -86,4 +90,10 @@ def _read_slice(tensor: Any, path: Path, offset: int, length: str | None) -> np.
                 view = view[count:]
     except OSError as error:
         raise PlanError(f"initialiser {tensor.name!r}: {path} cannot be read: {error.strerror}") from error
-    return array
+    return _unpacked(array, bits, kind, shape) if bits else array
+
+
+def _unpacked(data: np.ndarray, bits: int, kind: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """The numbers of `bits` bits in `data`, lowest bits first, a byte each."""
+    numbers = (data[:, None] >> np.arange(0, 8, bits, dtype=np.uint8)) & np.uint8((1 << bits) - 1)
+    return numbers.reshape(-1)[: prod(shape)].reshape(shape).view(kind)

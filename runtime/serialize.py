@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from onnxmesh.runtime import planjson
+from onnxmesh.runtime.dtypes import dtype
 from onnxmesh.runtime.errors import PlanError
 from onnxmesh.runtime.plan import Plan, Weight
 from onnxmesh.runtime.recipe import Fetch, cut_spec, evaluate
@@ -274,7 +275,7 @@ def _open_shards(folder: Path, plan: Plan, key: str) -> Iterator[ShardFile]:
 
 
 def _read_shard(file: ShardFile, weight: Weight, key: str) -> np.ndarray:
-    array = file.read(weight.name)
+    array = file.read(weight.name).view(dtype(weight.dtype))
     StoredShard(weight, key, file).check(digest(array))
     return array
 

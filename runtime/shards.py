@@ -27,7 +27,12 @@ _CODES = {
     **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8"},
     **{"U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "C64": "complex64"},
 }
-_CODE_OF = {name: code for code, name in _CODES.items()}
+_AS_BYTES = {
+    **{"int4": "I8", "int2": "I8", "uint4": "U8", "uint2": "U8"},
+    **dict.fromkeys(("float4_e2m1fn", "float8_e4m3fnuz", "float8_e5m2fnuz"), "U8"),
+}
+"""Dtypes that safetensors files have no word for, of a byte an element; the plan knows what they are."""
+_CODE_OF = {**{name: code for code, name in _CODES.items()}, **_AS_BYTES}
 _MAX_HEADER = 100_000_000  # as in the safetensors package
 _CHUNK = 16 << 20
 
@@ -128,7 +133,7 @@ class ShardFile:
             raise
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor `name`, in memory of its own."""
+        """The tensor `name`, in memory of its own; where the file has no word for its dtype as bytes."""
         if name not in self.entries:
             raise PlanError(f"{self.path}: holds no tensor {name!r}")
         entry = self.entries[name]

@@ -29,6 +29,7 @@ class OpView:
     Attributes:
         ins: input shapes; None for an absent optional input.
         constant: which inputs are constants.
+        fixed: which inputs are constants or made of constants alone, as a dequantised weight is.
         ranks: size of the mesh axis in question.
     """
 
@@ -40,6 +41,7 @@ class OpView:
     constant: tuple[bool, ...]
     attrs: tuple[tuple[str, Any], ...]
     ranks: int
+    fixed: tuple[bool, ...] = ()
 
     def attr(self, name: str, default: Any = None) -> Any:
         """An attribute's value."""

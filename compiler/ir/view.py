@@ -11,6 +11,9 @@ import onnx_ir as ir
 from onnxmesh.compiler.errors import CompilerDefect
 from onnxmesh.compiler.ir.rule import OpView, Shape
 
+FIXED_DEPTH = 12
+"""How many nodes at most stand between a stored weight and the number that is computed with."""
+
 
 def shape_of(value: ir.Value) -> Shape:
     """The static shape of a value.
@@ -46,6 +49,16 @@ def is_constant(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer()
 
 
+def is_fixed(value: ir.Value | None, depth: int = FIXED_DEPTH) -> bool:
+    """Whether the value is an initialiser, or made of initialisers alone by up to `depth` nodes, one after another."""
+    if value is None or is_constant(value):
+        return value is not None
+    node = value.producer()
+    if node is None or not depth or not node.inputs:
+        return False
+    return all(given is None or is_fixed(given, depth - 1) for given in reversed(node.inputs))
+
+
 def plain_attrs(node: ir.Node) -> dict[str, Any]:
     """The node's attributes as Python values; dtypes (Cast's `to`) by NumPy name.
 
@@ -79,4 +92,5 @@ def view_of(node: ir.Node, ranks: int) -> OpView:
         constant=tuple(is_constant(value) for value in ins),
         attrs=tuple(sorted(plain_attrs(node).items())),
         ranks=ranks,
+        fixed=tuple(is_fixed(value) for value in ins),
     )

@@ -19,7 +19,8 @@ def gather(view: OpView) -> Factors:
     ours = [f"d{i}" if size > 1 else None for i, size in enumerate(data)]
     theirs = [f"i{i}" if size > 1 else None for i, size in enumerate(index)]
     out = tuple(ours[:axis] + theirs + ours[axis + 1 :])
-    table = axis == 0 and view.constant[0] and "float" in view.out_dtypes[0] and len(data) > 1
+    numbers = "float" in view.out_dtypes[0] or view.out_dtypes[0] in ("int8", "uint8")
+    table = axis == 0 and view.constant[0] and numbers and len(data) > 1
     ours[axis] = "v" if table else None
     sums = (("v", "sum"),) if table else ()
     return Factors((tuple(ours), tuple(theirs)), (out,), sums=sums, expand=(("v", "masked_gather"),), linear=LINEAR)

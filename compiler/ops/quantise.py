@@ -116,7 +116,8 @@ register(
 
 def _products(view: OpView) -> OpView:
     """The same of the two factors alone, without zero points."""
-    return replace(view, ins=view.ins[:2], in_dtypes=view.in_dtypes[:2], constant=view.constant[:2])
+    pair = replace(view, ins=view.ins[:2], in_dtypes=view.in_dtypes[:2])
+    return replace(pair, constant=view.constant[:2], fixed=view.fixed[:2])
 
 
 def matmul_integer(view: OpView) -> Factors:

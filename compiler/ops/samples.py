@@ -280,6 +280,7 @@ INDEXING = [
     _sample("Gather", "f[24,12]!, i<24[2,6] -> f[2,6,12]"),
     _sample("Gather", "f[13,12]!, i<13[6] -> f[6,12]"),
     _sample("Gather", "f[24,4]!, i<24[] -> f[4]"),
+    _sample("Gather", "Q[24,12]!, i<24[6] -> Q[6,12]"),
     _sample("Gather", "h[24,3,4]!, i<24[2,3] -> h[2,3,3,4]"),
     _sample("Gather", "f[24,12], i<24[6] -> f[6,12]"),
     _sample("Gather", "f[6,12,4], i<12[3,2] -> f[6,3,2,4]", axis=1),

@@ -24,7 +24,7 @@ from onnxmesh.passes.place.candidates import Space
 from onnxmesh.passes.place.tie import NodeClass
 from onnxmesh.runtime.placement import Placement, Replicate, Shard
 
-CONTRACTIONS = ("MatMul", "Einsum", "Conv", "ConvTranspose", "DeformConv")
+CONTRACTIONS = ("MatMul", "Einsum", "Conv", "ConvTranspose", "DeformConv", "MatMulInteger", "ConvInteger")
 ATTENTION = ("Attention", "AttentionBlock")
 _FACTOR_OF: dict[CpStrategy, tuple[str, ...]] = {
     "allgather": ("s",),
@@ -59,19 +59,22 @@ Pin = Callable[[Space, Allowed], None]
 
 
 def weight_ports(view: OpView) -> list[int]:
-    """The inputs that are weights: constants that a contraction sums over, and tables that are looked up."""
+    """The inputs that are weights: constants that a contraction sums over, and tables that are looked up.
+
+    What is made of constants alone is one too: a weight that is dequantised before it is used.
+    """
     if view.op == "Gather":
-        big = view.constant[0] and len(view.ins[0] or ()) > 1 and not view.constant[1]
-        return [0] if big and "float" in view.in_dtypes[0] else []
+        big = view.fixed[0] and len(view.ins[0] or ()) > 1 and not view.fixed[1]
+        return [0] if big and ("float" in view.in_dtypes[0] or view.in_dtypes[0] in ("int8", "uint8")) else []
     if view.op not in CONTRACTIONS:
         return []
-    return [i for i, fixed in enumerate(view.constant[:2]) if fixed and _contracted(view, i) > 1]
+    return [i for i, fixed in enumerate(view.fixed[:2]) if fixed and _contracted(view, i) > 1]
 
 
 def _contracted(view: OpView, port: int) -> int:
     """Size of what is summed over."""
     shape = view.ins[port] or ()
-    if view.op == "MatMul":
+    if view.op in ("MatMul", "MatMulInteger"):
         return shape[-1] if port == 0 or len(shape) == 1 else shape[-2]
     if view.op == "Einsum":
         return max(shape, default=1)
@@ -116,7 +119,7 @@ def _share(view: OpView, strategy: Strategy) -> float:
 def _keeps_weights(view: OpView, strategy: Strategy) -> bool:
     """Whether no weight is cut, but for the batch dims of a MatMul: there every rank needs only its own."""
     placements = [strategy.ins[i] for i in weight_ports(view)]
-    batched = view.op == "MatMul" and strategy.factor not in ("m", "n", "k")
+    batched = view.op in ("MatMul", "MatMulInteger") and strategy.factor not in ("m", "n", "k")
     return all(isinstance(p, Replicate) for p in placements) or batched
 
 

@@ -84,8 +84,8 @@ def _colours(graph: ir.Graph, views: dict[ir.Node, OpView]) -> dict[ir.Node, byt
     inputs = {value: _digest("input", i) for i, value in enumerate(graph.inputs)}
     outputs = {value: i for i, value in enumerate(graph.outputs)}
     colours = {
-        node: _digest(view.op, view.ins, view.outs, view.in_dtypes, view.out_dtypes, view.constant, view.attrs)
-        for node, view in views.items()
+        node: _digest(v.op, v.ins, v.outs, v.in_dtypes, v.out_dtypes, v.constant, v.fixed, v.attrs)
+        for node, v in views.items()
     }
     for _ in range(ROUNDS):
         colours = {node: _next_colour(node, colours, inputs, outputs) for node in views}
