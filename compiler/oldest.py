@@ -8,6 +8,9 @@ from onnx import helper
 BROADCASTING_OPSET = 7
 """From it on operands are broadcast as NumPy does it."""
 
+RESHAPE_OPSET = 5
+"""From it on Reshape takes its shape as an input."""
+
 _ALONG_AXIS = frozenset("Add Sub Mul Div Pow And Or Xor Equal Greater Less".split())
 """Ops whose attribute `axis` said where the dims of the second operand begin in the first one's."""
 
@@ -15,9 +18,31 @@ _ALONG_AXIS = frozenset("Add Sub Mul Div Pow And Or Xor Equal Greater Less".spli
 def mend(model: onnx.ModelProto, opset: int) -> None:
     """Make a model mean after its conversion what it means now, in place.
 
-    Before opset 7 an operand may begin at any dim of the other one; PRelu's slopes begin at dim 1.
+    Before opset 7 an operand may begin at any dim of the other one; PRelu's slopes begin at dim 1. Before opset 13
+    Hardmax had one 1 for all dims from `axis` on.
     """
-    if opset >= BROADCASTING_OPSET or not any(_first_dim(node) is not None for node in model.graph.node):
+    if opset < BROADCASTING_OPSET:
+        _broadcast(model)
+    if opset >= RESHAPE_OPSET:
+        nodes = [new for node in model.graph.node for new in (_flat(node) if node.op_type == "Hardmax" else [node])]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+
+
+def _flat(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """A Hardmax over all dims from `axis` on, as a matrix's over its columns."""
+    x, y = node.input[0], node.output[0]
+    axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
+    return [
+        helper.make_node("Flatten", [x], [f"{y}~flat"], axis=axis),
+        helper.make_node("Hardmax", [f"{y}~flat"], [f"{y}~matrix"], name=node.name, axis=1),
+        helper.make_node("Shape", [x], [f"{y}~shape"]),
+        helper.make_node("Reshape", [f"{y}~matrix", f"{y}~shape"], [y]),
+    ]
+
+
+def _broadcast(model: onnx.ModelProto) -> None:
+    if not any(_first_dim(node) is not None for node in model.graph.node):
         return
     ranks = _ranks(model)
     nodes = list(model.graph.node)

@@ -45,3 +45,12 @@ def test_an_old_sum_broadcasts_along_its_axis() -> None:
     x, b = np.ones((2, 3, 4), np.float32), np.arange(3, dtype=np.float32)
     node = helper.make_node("Add", ["x", "b"], ["y"], broadcast=1, axis=1)
     np.testing.assert_array_equal(backend.run_model(old(node, 6, x.shape, b=b), [x])[0], x + b[:, None])
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, 2])
+def test_an_old_hardmax_marks_one_of_all_dims_from_its_axis_on(axis: int | None) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    attributes = {} if axis is None else {"axis": axis}
+    (y,) = backend.run_model(old(helper.make_node("Hardmax", ["x"], ["y"], **attributes), 11, x.shape), [x])
+    rows = x.reshape(int(np.prod(x.shape[: 1 if axis is None else axis])), -1)
+    np.testing.assert_array_equal(y.reshape(rows.shape), np.eye(rows.shape[1])[rows.argmax(axis=1)])
