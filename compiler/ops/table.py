@@ -14,6 +14,7 @@ from onnxmesh.compiler.ops import (  # noqa: F401
     losses,
     matmul,
     norms,
+    optimisers,
     pool,
     quantise,
     recurrent,

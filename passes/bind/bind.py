@@ -19,7 +19,7 @@ from onnxmesh.passes.graph.deciding import value_hint
 from onnxmesh.passes.graph.fold import fold, inline_if
 from onnxmesh.passes.graph.infer import infer, label, static_shape
 from onnxmesh.passes.normalise.collectives import SETTLED
-from onnxmesh.passes.normalise.microsoft import EXPANSIONS
+from onnxmesh.passes.normalise.expansions import EXPANSIONS
 
 DATA_DEPENDENT = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression", "StringSplit"})
 

@@ -170,21 +170,27 @@ def inline_if(graph: ir.Graph, node: ir.Node) -> bool:
             hint="export the model with that branch or loop fixed",
         )
     branch = node.attributes["then_branch" if condition.reshape(-1)[0] else "else_branch"].as_graph()
-    outputs = list(branch.outputs)
-    branch.outputs.clear()
-    nodes = list(branch)
-    branch.remove(nodes)
-    for value in list(branch.initializers.values()):
-        _move_initializer(branch, graph, value)
-    for value in (v for n in nodes for v in n.outputs):
-        if value.name:
-            value.name = fresh(graph, value.name)
+    nodes, outputs = take_nodes(branch, graph)
     if nodes:
         graph.insert_after(node, nodes)
     for old, new in zip(node.outputs, outputs):
         substitute(graph, old, new)
     graph.remove(node, safe=True)
     return True
+
+
+def take_nodes(body: ir.Graph, graph: ir.Graph) -> tuple[list[ir.Node], list[ir.Value]]:
+    """The nodes and outputs of a subgraph, which is left empty; they may stand in `graph`, with its initialisers."""
+    outputs = list(body.outputs)
+    body.outputs.clear()
+    nodes = list(body)
+    body.remove(nodes)
+    for value in list(body.initializers.values()):
+        _move_initializer(body, graph, value)
+    for value in (v for n in nodes for v in n.outputs):
+        if value.name:
+            value.name = fresh(graph, value.name)
+    return nodes, outputs
 
 
 def _move_initializer(source: ir.Graph, target: ir.Graph, value: ir.Value) -> None:
