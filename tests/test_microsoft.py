@@ -1,179 +1,230 @@
-"""Every supported op of com.microsoft gives in normal form what ONNX Runtime gives."""
+"""Every supported op of com.microsoft gives in normal form what ONNX Runtime gives, or what its documentation says."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from evaluate import evaluate
-from onnx import helper
+from microsoft_cases import RNG, WIDTH, B, Case, H, S, T, assert_close, below, evaluated, floats, ints, normal_form
 
 from onnxmesh.compiler.errors import ModelError
-from onnxmesh.compiler.frontend import load
-from onnxmesh.passes.bind.bind import bind
-from onnxmesh.passes.normalise.normalise import normalise
 
-B, S, T, H, G, D = 2, 5, 7, 4, 2, 16
-WIDTH, KV_WIDTH = H * D, G * D
-RNG = np.random.default_rng(0)
-
-
-def floats(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape).astype(np.float32)
-
-
-def ints(*values: int) -> np.ndarray:
-    return np.array(values, np.int32)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One node; the inputs whose indices are in `known` are initialisers."""
-
-    name: str
-    op: str
-    inputs: list[np.ndarray | None]
-    attributes: dict[str, Any] = field(default_factory=dict)
-    outputs: int = 1
-    known: tuple[int, ...] = ()
-    domain: str = "com.microsoft"
-
-    def model(self) -> onnx.ModelProto:
-        names = [f"x{i}" if a is not None else "" for i, a in enumerate(self.inputs)]
-        given = [(i, n, a) for i, (n, a) in enumerate(zip(names, self.inputs)) if a is not None]
-        outputs = [f"y{i}" for i in range(self.outputs)]
-        node = helper.make_node(self.op, names, outputs, domain=self.domain, name="n", **self.attributes)
-        graph = helper.make_graph(
-            [node],
-            "g",
-            [
-                helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-                for i, n, a in given
-                if i not in self.known
-            ],
-            [helper.make_tensor_value_info(o, onnx.TensorProto.FLOAT, None) for o in outputs],
-            [onnx.numpy_helper.from_array(a, n) for i, n, a in given if i in self.known],
-        )
-        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=10)
-
-    def feeds(self) -> dict[str, np.ndarray]:
-        return {f"x{i}": a for i, a in enumerate(self.inputs) if a is not None and i not in self.known}
-
-
-def mha(name: str, inputs: list[np.ndarray | None], outputs: int = 1, **attributes: Any) -> Case:
-    return Case(f"mha {name}", "MultiHeadAttention", inputs, {"num_heads": H, **attributes}, outputs)
-
-
-def gqa(
-    name: str,
-    more: list[np.ndarray | None] = [],  # noqa: B006  # never changed
-    qkv: list[np.ndarray | None] | None = None,
-    past: list[np.ndarray | None] = [None, None],  # noqa: B006
-    lengths: list[np.ndarray] | None = None,
-    known: tuple[int, ...] = (5, 6),
-    **attributes: Any,
-) -> Case:
-    qkv = qkv or [floats(B, S, WIDTH), floats(B, S, KV_WIDTH), floats(B, S, KV_WIDTH)]
-    inputs = [*qkv, *past, *(lengths or [ints(S - 1, S - 1), ints(S)]), *more]
-    heads = {"num_heads": H, "kv_num_heads": G}
-    return Case(f"gqa {name}", "GroupQueryAttention", inputs, {**heads, **attributes}, 3, known)
-
-
-def qkv(length: int = T) -> list[np.ndarray | None]:
-    return [floats(B, S, WIDTH), floats(B, length, WIDTH), floats(B, length, WIDTH)]
-
-
-def tables(half: int = D // 2) -> list[np.ndarray | None]:
-    return [floats(16, half), floats(16, half)]
-
-
-def step(length: int) -> list[np.ndarray | None]:
-    return [floats(1, length, WIDTH), floats(1, length, KV_WIDTH), floats(1, length, KV_WIDTH)]
-
-
-X = floats(B, S, WIDTH)
+INT32, INT64 = onnx.TensorProto.INT32, onnx.TensorProto.INT64
+X, Y = floats(B, S, WIDTH), floats(B, S, WIDTH)
 GAIN, SHIFT, BIAS = floats(WIDTH), floats(WIDTH), floats(WIDTH)
-POSITIONS = RNG.integers(0, 16, (B, S))
-PADDING = np.array([[1] * 5 + [0] * 2, [0] * 7], np.int32)
-CACHES: list[np.ndarray | None] = [floats(1, G, 6, D), floats(1, G, 6, D)]
-CACHE: list[np.ndarray | None] = [floats(B, H, 3, D), floats(B, H, 3, D)]
+IMAGE, KERNEL = floats(2, 6, 7, 8), floats(4, 6, 3, 3)
+PICTURE = IMAGE.transpose(0, 2, 3, 1).copy()
+KEPT = np.array([[1, 1, 0, 0, 0], [0, 1, 1, 1, 0]], np.int32)
+WORDS, SEGMENTS = below(9, B, S), below(2, B, S)
+TABLES = [floats(9, WIDTH), floats(7, WIDTH), floats(2, WIDTH)]
 
-CASES = [
-    mha("plain", qkv()),
-    mha("bias and scale", [*qkv(), floats(3 * WIDTH)], scale=0.3),
-    mha("padding, one row hidden", [*qkv(), None, PADDING]),
-    mha("attention bias", [*qkv(), None, None, floats(1, H, S, T)]),
-    mha("padding and attention bias", [*qkv(), None, PADDING[:1].repeat(B, 0), floats(1, H, S, T)]),
-    mha("causal", qkv(S), unidirectional=1),
-    mha("heads in keys", [floats(B, S, WIDTH), floats(B, H, T, D), floats(B, H, T, D)]),
-    mha("cache", [*qkv(S), None, None, None, *CACHE], 3),
-    mha("causal cache", [*qkv(S), None, None, None, *CACHE], 3, unidirectional=1),
-    gqa("plain"),
-    gqa("lengths are data", known=(6,)),
-    gqa("softcap and scale", softcap=2.0, scale=0.4),
-    gqa("packed", qkv=[floats(B, S, (H + 2 * G) * D), None, None]),
-    gqa("rotary", tables(), do_rotary=1),
-    gqa("interleaved rotary", tables(), do_rotary=1, rotary_interleaved=1),
-    gqa("rotary at positions", [*tables(), np.tile(np.arange(S), (B, 1))], do_rotary=1),
-    gqa("window", local_window_size=2),
-    gqa("bias", [None, None, None, floats(1, 1, S, S)]),
-    gqa("bias and window", [None, None, None, floats(1, 1, S, S)], local_window_size=2),
-    gqa("decode", tables(), step(1), CACHES, [ints(6), ints(7)], (6,), do_rotary=1),
-    gqa("three steps", tables(), step(3), CACHES, [ints(8), ints(9)], (6,), do_rotary=1),
-    Case("rotary", "RotaryEmbedding", [X, POSITIONS, *tables()]),
-    Case("rotary, heads first", "RotaryEmbedding", [floats(B, H, S, D), POSITIONS, *tables()]),
-    Case("interleaved", "RotaryEmbedding", [X, POSITIONS, *tables()], {"interleaved": 1}),
-    Case("rotary from an offset", "RotaryEmbedding", [X, np.array([3]), *tables()]),
-    Case("part", "RotaryEmbedding", [X, POSITIONS, *tables(2)], {"num_heads": H, "rotary_embedding_dim": 4}),
-    Case("rms", "SimplifiedLayerNormalization", [X, GAIN], {"epsilon": 1e-6}, domain=""),
-    Case("skip rms", "SkipSimplifiedLayerNormalization", [X, floats(B, S, WIDTH), GAIN]),
-    Case("skip rms bias", "SkipSimplifiedLayerNormalization", [X, floats(B, S, WIDTH), GAIN, BIAS]),
-    Case("skip norm", "SkipLayerNormalization", [X, floats(B, S, WIDTH), GAIN, SHIFT, BIAS]),
-    Case("gelu", "Gelu", [X]),
-    Case("bias gelu", "BiasGelu", [X, BIAS]),
-    Case("fast gelu", "FastGelu", [X]),
-    Case("fast gelu bias", "FastGelu", [X, BIAS]),
-    Case("quick gelu", "QuickGelu", [X]),
-    Case("matmul", "FusedMatMul", [floats(3, B, S, 8), floats(3, B, 8, T)], {"alpha": 0.5}),
-    Case("matmul T", "FusedMatMul", [floats(B, 8, S), floats(B, T, 8)], {"transA": 1, "transB": 1}),
-    Case("matmul batch", "FusedMatMul", [floats(S, 3, B, 8), floats(3, B, 8, T)], {"transBatchA": 1}),
-    Case("matmul both", "FusedMatMul", [floats(8, 3, B, S), floats(3, B, 8, T)], {"transBatchA": 1, "transA": 1}),
-    Case("attention", "Attention", [X, floats(WIDTH, 3 * WIDTH) / 8, floats(3 * WIDTH)], {"num_heads": H}),
-    Case(
-        "attention padding",
-        "Attention",
-        [X, floats(WIDTH, 3 * WIDTH) / 8, floats(3 * WIDTH), PADDING[:, :S]],
-        {"num_heads": H, "unidirectional": 1},
-    ),
+
+# --- what the documentation says ----------------------------------------------------------------------------
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))).astype(np.float32)
+
+
+def fast_gelu(x: np.ndarray) -> np.ndarray:
+    return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def normed(x: np.ndarray, gain: np.ndarray, shift: np.ndarray, groups: int) -> np.ndarray:
+    """Group normalization of `[n, ..., c]`."""
+    rows = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+    mean, variance = rows.mean((1, 3), keepdims=True), rows.var((1, 3), keepdims=True)
+    return ((rows - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape) * gain + shift
+
+
+def group_norm(x: np.ndarray, gain: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    y = normed(x, gain, shift, 2)
+    return y * sigmoid(y)
+
+
+def group_norm_first(x: np.ndarray, gain: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    return normed(x.transpose(0, 2, 3, 1), gain, shift, 2).transpose(0, 3, 1, 2)
+
+
+def skip_group_norm(
+    x: np.ndarray, gain: np.ndarray, shift: np.ndarray, skip: np.ndarray, bias: np.ndarray
+) -> list[np.ndarray]:
+    total = x + (skip[:, None, None] if skip.ndim == 2 else skip) + bias
+    return [normed(total, gain, shift, 2), total]
+
+
+def softmax(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    powers = np.exp(x - x.max(axes, keepdims=True))
+    return powers / powers.sum(axes, keepdims=True)
+
+
+def as_complex(x: np.ndarray) -> np.ndarray:
+    return x[..., 0] + 1j * x[..., 1]
+
+
+def as_pair(z: np.ndarray) -> np.ndarray:
+    return np.stack([z.real, z.imag], axis=-1).astype(np.float32)
+
+
+def convolved(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[2:], axis=(1, 2))
+    return np.einsum("nhwcij,ocij->nhwo", windows, w)
+
+
+def gemma(angles: np.ndarray, *qk: np.ndarray) -> list[np.ndarray]:
+    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    return [qk[0] * cos + qk[1] * sin, qk[2] * cos + qk[3] * sin]
+
+
+def distances(table: np.ndarray, *_: np.ndarray) -> np.ndarray:
+    """T5's buckets, one distance at a time; 8 of them, of distances up to 16."""
+    heads = table.reshape(H, 8)
+
+    def bucket(query: int, key: int) -> int:
+        back = max(query - key, 0)
+        return back if back < 4 else min(7, 4 + int(math.log(back / 4) / math.log(16 / 4) * 4))
+
+    return heads[:, [[bucket(q, k) for k in range(S)] for q in range(S)]][None]
+
+
+# --- the cases ----------------------------------------------------------------------------------------------
+
+
+def case(name: str, op: str, *inputs: np.ndarray | None, outputs: int = 1, **more: Any) -> Case:
+    """`more` holds fields of the case, and else the node's attributes."""
+    fields = {key: more.pop(key) for key in ("known", "domain", "formula", "types", "skip") if key in more}
+    return Case(name, op, list(inputs), more, outputs, **fields)
+
+
+ACTIVATIONS = [
+    case("gelu", "Gelu", X),
+    case("bias gelu", "BiasGelu", X, BIAS),
+    case("fast gelu", "FastGelu", X),
+    case("fast gelu bias", "FastGelu", X, BIAS),
+    case("quick gelu", "QuickGelu", X),
+    case("silu", "QuickGelu", X, alpha=1.0),
+    case("scaled silu", "ScaledSiLU", X, alpha=0.7),
+    case("silu of a scale", "ScaledSiLU", X, np.array(1.5, np.float32)),
+    case("bias add", "BiasAdd", X, BIAS, Y, formula=lambda x, b, y: x + b + y),
+    case("split gelu", "BiasSplitGelu", X, BIAS, formula=lambda x, b: (x + b)[..., :32] * gelu((x + b)[..., 32:])),
+    case("bias dropout", "BiasDropout", X, BIAS, Y, formula=lambda x, b, y: x + b + y),
+    case("gated add", "GatedAdd", X, Y, floats(B, S, 1)),
+    case("attention gate", "LinearAttentionGate", floats(B, S, H), floats(H), floats(H), floats(B, S, H), outputs=2),
+    case("attention gate alone", "LinearAttentionGate", floats(B, S, H), floats(H), floats(H)),
 ]  # fmt: skip
-
-
-def normal_form(case: Case):
-    return normalise(bind(load(case.model()), {}, {}))
+NORMS = [
+    case("rms", "SimplifiedLayerNormalization", X, GAIN, epsilon=1e-6, domain="", outputs=2),
+    case("rms of two dims", "SimplifiedLayerNormalization", X, floats(S, WIDTH), domain="", axis=1, outputs=2),
+    case("skip rms", "SkipSimplifiedLayerNormalization", X, Y, GAIN),
+    case("skip rms, bias, sum", "SkipSimplifiedLayerNormalization", X, Y, GAIN, BIAS, outputs=4, skip=(1, 2)),
+    case("skip rms of tokens", "SkipSimplifiedLayerNormalization", X[0], Y[0], GAIN, outputs=4, skip=(1, 2)),
+    case("skip norm", "SkipLayerNormalization", X, Y, GAIN, SHIFT, BIAS, outputs=4, skip=(1, 2)),
+    case("skip norm, one skip for all", "SkipLayerNormalization", X, Y[:1], GAIN, epsilon=1e-3),
+    case("skip norm, a skip of rank 2", "SkipLayerNormalization", X, Y[0], GAIN, SHIFT, outputs=4, skip=(1, 2)),
+    case(
+        "skip norm, statistics", "SkipLayerNormalization", X, Y, np.ones(WIDTH, np.float32), outputs=3,
+        formula=lambda x, y, _: [
+            ((x + y) - (x + y).mean(-1, keepdims=True)) / (x + y).std(-1, keepdims=True),
+            (x + y).mean(-1, keepdims=True), 1 / (x + y).std(-1, keepdims=True),
+        ],
+    ),
+    case("embed", "EmbedLayerNormalization", WORDS, SEGMENTS, *TABLES, GAIN, SHIFT, KEPT, outputs=3, types={1: INT32}),
+    case(
+        "embed at positions", "EmbedLayerNormalization", WORDS, None, *TABLES[:2], None, GAIN, SHIFT, None,
+        below(7, B, S), outputs=3, types={1: INT32}, epsilon=1e-3,
+    ),
+    case("group norm", "GroupNorm", PICTURE, *floats(2, 6), groups=2, activation=1, formula=group_norm),
+    case(
+        "group norm, channels first", "GroupNorm", IMAGE, *floats(2, 6), groups=2, activation=0, channels_last=0,
+        formula=group_norm_first,
+    ),
+    *(
+        case(
+            f"skip group norm {skip.ndim}", "SkipGroupNorm", PICTURE, *floats(2, 6), skip, floats(6), outputs=2,
+            groups=2, activation=0, formula=skip_group_norm,
+        )
+        for skip in (floats(2, 6), floats(2, 1, 1, 6), floats(*PICTURE.shape))
+    ),
+    case("gated rms", "GatedRMSNorm", X, floats(16), Y),
+    case("gated rms, sigmoid", "GatedRMSNorm", X, GAIN, Y, activation="sigmoid", epsilon=1e-3),
+    case("branches", "BranchwiseRMSNorm", X, GAIN, num_branches=4),
+    case("grouped branches", "BranchwiseRMSNorm", X.reshape(B, S, 4, 16), floats(16)),
+    case("branches alone", "BranchwiseRMSNorm", X, num_branches=2, epsilon=1e-3),
+]  # fmt: skip
+PRODUCTS = [
+    case("matmul", "FusedMatMul", floats(3, B, S, 8), floats(3, B, 8, T), alpha=0.5),
+    case("matmul T", "FusedMatMul", floats(B, 8, S), floats(B, T, 8), transA=1, transB=1),
+    case("matmul of a vector", "FusedMatMul", floats(8), floats(B, 8, S), transA=1),
+    case("matmul batch", "FusedMatMul", floats(S, 3, B, 8), floats(3, B, 8, T), transBatchA=1),
+    case("matmul both", "FusedMatMul", floats(8, 3, B, S), floats(3, B, 8, T), transBatchA=1, transA=1),
+    case("matmul batch of b", "FusedMatMul", floats(3, B, S, 8), floats(T, 3, B, 8), transBatchB=1, transB=1),
+    case("transposed matmul", "TransposeMatMul", floats(B, 8, S), floats(B, 8, T), transA=1),
+    case(
+        "matmul, activated", "FusedMatMulActivation", floats(S, 8), floats(T, 8), transB=1, alpha=0.5,
+        activation="LeakyRelu", activation_alpha=0.2,
+        formula=lambda x, w: np.where(x @ w.T > 0, x @ w.T, x @ w.T / 5) / 2,
+    ),
+    case("matmul, gelu", "GemmFastGelu", X, floats(WIDTH, 3), floats(3), formula=lambda x, w, b: fast_gelu(x @ w + b)),
+    case("gemm", "FusedGemm", floats(8, S), floats(T, 8), floats(T), transA=1, transB=1, alpha=0.5, beta=2.0,
+         activation="LeakyRelu", activation_alpha=0.2),
+    case("gemm, relu", "FusedGemm", floats(S, 8), floats(8, T), activation="Relu"),
+    case("conv", "FusedConv", IMAGE, KERNEL, floats(4), floats(2, 4, 5, 6), activation="Relu"),
+    case("conv, plain", "FusedConv", IMAGE, KERNEL, pads=[1, 1, 1, 1], strides=[2, 1]),
+    case("conv, clip", "FusedConv", IMAGE, KERNEL, floats(4), activation="Clip", activation_params=[-1.0, 2.0]),
+    case("conv, hard sigmoid", "FusedConv", IMAGE, KERNEL, activation="HardSigmoid", activation_params=[0.1, 0.3]),
+    case("conv, leaky", "FusedConv", IMAGE, KERNEL, activation="LeakyRelu", activation_params=[0.3]),
+    case("channels last", "NhwcConv", PICTURE, KERNEL, formula=convolved),
+    case("channels last, relu", "NhwcFusedConv", PICTURE, KERNEL, activation="Relu",
+         formula=lambda x, w: np.maximum(convolved(x, w), 0)),
+    case("distances squared", "CDist", floats(5, 8), floats(7, 8)),
+    case("distances", "CDist", floats(5, 8), floats(7, 8), metric="euclidean"),
+]  # fmt: skip
+PLAIN = [
+    case("gather nd", "GatherND", floats(3, 4), np.array([[0, 1], [2, 3]])),
+    case("trilu", "Trilu", floats(3, 4), np.array(1), upper=0, known=(1,)),
+    case("grid", "GridSample", floats(1, 2, 4, 4), floats(1, 3, 3, 2), padding_mode="border"),
+    case("pad", "Pad", floats(3, 4), np.array([[1, 0, 0, 2]]), np.array([0.5], np.float32), known=(1,)),
+    case("range", "Range", np.array([1], np.float32), np.array([4], np.float32), known=(0, 1)),
+    case("range by steps", "Range", *np.array([7, 1, -2], np.int32), known=(0, 1, 2), types={0: INT32}),
+    case("expand dims", "ExpandDims", X, np.array(-2, np.int32), known=(1,)),
+    case("embedding", "TorchEmbedding", floats(5, 4), np.array([[1, 4]]), formula=lambda w, i: w[i]),
+    case("sample", "SampleOp", X),
+    case("inverse", "Inverse", floats(B, 3, 3)),
+    case("unfold", "UnfoldTensor", floats(3, 8, 2), dim=1, size=3, step=2),
+    case("unfold the last", "UnfoldTensor", floats(3, 8), size=2),
+    case("bias softmax", "BiasSoftmax", floats(B, H, S, S), floats(B, 1, 1, S), axis=3, is_inner_broadcast=1,
+         formula=lambda x, b: softmax(x + b, (3,))),
+    case("bias softmax of two dims", "BiasSoftmax", floats(B, H, S, S), floats(H, S, S), axis=2, is_inner_broadcast=0,
+         formula=lambda x, b: softmax(x + b, (2, 3))),
+    case("complex", "ComplexMul", floats(3, 2), floats(3, 2),
+         formula=lambda a, b: as_pair(as_complex(a) * as_complex(b))),
+    case("conjugate", "ComplexMulConj", floats(3, 2), floats(3, 2),
+         formula=lambda a, b: as_pair(as_complex(a) * as_complex(b).conj())),
+    case("rfft", "Rfft", floats(3, 8), formula=lambda x: as_pair(np.fft.rfft(x))),
+    case("irfft", "Irfft", as_pair(np.fft.rfft(floats(3, 8))), signal_ndim=1,
+         formula=lambda x: np.fft.irfft(as_complex(x)).astype(np.float32)),
+    case("finite", "IsAllFinite", X, Y, types={0: onnx.TensorProto.BOOL}, formula=lambda *_: np.array(True)),
+    case("not finite", "IsAllFinite", X, np.array([1, np.inf], np.float32), types={0: onnx.TensorProto.BOOL},
+         formula=lambda *_: np.array(False)),
+    case("no nan", "IsAllFinite", np.array([1, np.inf], np.float32), isnan_only=1, types={0: onnx.TensorProto.BOOL},
+         formula=lambda *_: np.array(True)),
+    case("gemma", "GemmaRotaryEmbedding", floats(B, S, 8), *floats(4, B, H, S, 8), outputs=2, formula=gemma),
+    case("t5 bias", "RelativePositionBias", floats(8, H), np.array(S), np.array(S), max_distance=16, known=(1, 2),
+         formula=distances),
+]  # fmt: skip
+CASES = [*ACTIVATIONS, *NORMS, *PRODUCTS, *PLAIN]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_same_numbers_as_onnxruntime(case: Case) -> None:
-    session = onnxruntime.InferenceSession(case.model().SerializeToString())
-    expected = session.run(None, case.feeds())
-    found = evaluate(normal_form(case), case.feeds())
-    for name, wanted in zip((o.name for o in session.get_outputs()), expected):
-        np.testing.assert_allclose(found[name], wanted, rtol=1e-4, atol=2e-5)
-
-
-def test_a_cache_longer_than_what_it_holds_keeps_its_length() -> None:
-    case = gqa("buffer", tables(), step(2), CACHES, [ints(4), ints(5)], (6,), do_rotary=1)
-    y, keys, values = onnxruntime.InferenceSession(case.model().SerializeToString()).run(None, case.feeds())
-    found = evaluate(normal_form(case), case.feeds())
-    np.testing.assert_allclose(found["y0"], y, rtol=1e-4, atol=2e-5)
-    for name, wanted in (("y1", keys), ("y2", values)):  # what stands behind the 5 keys is left open
-        assert found[name].shape == wanted.shape
-        np.testing.assert_allclose(found[name][:, :, :5], wanted[:, :, :5], rtol=1e-4, atol=2e-5)
+def test_same_numbers(case: Case) -> None:
+    assert_close(evaluated(case), case.expected())
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -181,25 +232,27 @@ def test_nothing_of_microsoft_stays(case: Case) -> None:
     assert {node.domain for node in normal_form(case).graph} <= {"", "onnxmesh"}
 
 
-def test_packed_keys_and_values_are_taken_apart() -> None:
-    """ONNX Runtime has no CPU kernel for them: the same numbers, packed and apart."""
-    q, k, v = floats(B, S, WIDTH), floats(B, T, H, D), floats(B, T, H, D)
-    apart = mha("apart", [q, k.reshape(B, T, WIDTH), v.reshape(B, T, WIDTH)])
-    packed = mha("packed", [q, np.stack([k, v], axis=3)])
-    wanted = evaluate(normal_form(apart), apart.feeds())["y0"]
-    np.testing.assert_allclose(evaluate(normal_form(packed), packed.feeds())["y0"], wanted, rtol=1e-6)
+def test_pooling_of_channels_that_stand_last() -> None:
+    """ONNX Runtime has it for bytes only."""
+    pool = case("pool", "NhwcMaxPool", RNG.integers(0, 9, PICTURE.shape).astype(np.uint8), kernel_shape=[2, 2],
+                strides=[2, 1], types={0: onnx.TensorProto.UINT8})  # fmt: skip
+    assert_close(evaluated(pool), pool.expected())
 
 
 @pytest.mark.parametrize(
     ("case", "says"),
     [
-        (gqa("lengths", past=[floats(B, G, 6, D)] * 2, lengths=[ints(10, 9), ints(11)]), "seqlens_k"),
-        (gqa("total", past=[floats(B, G, 6, D)] * 2, known=(5,)), "total_sequence_length"),
-        (gqa("sink", [None, None, None, None, floats(H)]), "head sink"),
-        (mha("mask", [*qkv(), None, ints(3, 4)]), "padding mask"),
+        (case("gemm", "FusedGemm", floats(3, 4), floats(4, 5), activation="Mish"), "activation 'Mish'"),
+        (case("metric", "CDist", floats(3, 4), floats(5, 4), metric="cosine"), "metric 'cosine'"),
+        (case("rfft", "Rfft", floats(3, 8), signal_ndim=2), "several dims"),
+        (case("pads", "Pad", floats(3, 4), np.array([1, 0, 0, 2])), "must be known when compiling"),
+        (case("beams", "BeamSearch", below(9, 1, 4), ints(9)), "searches for tokens"),
+        (case("mean", "SkipSimplifiedLayerNormalization", X, Y, GAIN, outputs=2), "gives out a mean"),
     ],
     ids=lambda v: v if isinstance(v, str) else v.name,
 )  # fmt: skip
 def test_what_is_not_supported_names_the_node(case: Case, says: str) -> None:
-    with pytest.raises(ModelError, match=rf"node 'n' \(com.microsoft::{case.op}\) .*{says}"):
+    with pytest.raises(ModelError) as caught:
         normal_form(case)
+    assert f"(com.microsoft::{case.op})" in str(caught.value)
+    assert says in str(caught.value)

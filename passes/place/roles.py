@@ -24,7 +24,8 @@ from onnxmesh.passes.place.candidates import Space
 from onnxmesh.passes.place.tie import NodeClass
 from onnxmesh.runtime.placement import Placement, Replicate, Shard
 
-CONTRACTIONS = ("MatMul", "Einsum", "Conv", "ConvTranspose", "DeformConv", "MatMulInteger", "ConvInteger")
+CONTRACTIONS = ("MatMul", "Einsum", "Conv", "ConvTranspose", "DeformConv", "MatMulInteger", "ConvInteger", "Experts")
+EXPERT_WEIGHTS = (2, 3, 4)
 ATTENTION = ("Attention", "AttentionBlock")
 _FACTOR_OF: dict[CpStrategy, tuple[str, ...]] = {
     "allgather": ("s",),
@@ -68,7 +69,8 @@ def weight_ports(view: OpView) -> list[int]:
         return [0] if big and ("float" in view.in_dtypes[0] or view.in_dtypes[0] in ("int8", "uint8")) else []
     if view.op not in CONTRACTIONS:
         return []
-    return [i for i, fixed in enumerate(view.fixed[:2]) if fixed and _contracted(view, i) > 1]
+    ports = EXPERT_WEIGHTS if view.op == "Experts" else (0, 1)
+    return [i for i in ports if view.fixed[i : i + 1] == (True,) and _contracted(view, i) > 1]
 
 
 def _contracted(view: OpView, port: int) -> int:

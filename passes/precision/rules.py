@@ -41,7 +41,7 @@ MOVES = frozenset(
 """Ops that move elements."""
 COMPUTE = frozenset(
     """
-    MatMul Einsum Conv ConvTranspose Rotary LayerNormalization RMSNormalization GroupNormalization
+    MatMul Einsum Experts Conv ConvTranspose Rotary LayerNormalization RMSNormalization GroupNormalization
     InstanceNormalization BatchNormalization LpNormalization LRN Softmax LogSoftmax MaxPool AveragePool GlobalMaxPool
     GlobalAveragePool LpPool GlobalLpPool Col2Im MeanVarianceNormalization Resize ReduceMax ReduceMin ReduceMean
     ReduceSum ReduceL1 ReduceL2 ReduceSumSquare

@@ -1,0 +1,99 @@
+"""MoE of com.microsoft: the router's choice, the experts' layers, and how a mesh shares the experts out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import shares
+from microsoft_cases import Case, assert_close, evaluated, floats, normal_form
+
+from onnxmesh.compiler.api import compile_model
+from onnxmesh.compiler.errors import ModelError
+from onnxmesh.compiler.options import Options
+from onnxmesh.runtime.mesh import Mesh
+from onnxmesh.runtime.session import Session
+
+TOKENS, HIDDEN, INNER, EXPERTS = 10, 8, 6, 4
+X, ROUTER = floats(2, TOKENS // 2, HIDDEN), floats(TOKENS, EXPERTS)
+FIRST, SECOND, THIRD = floats(EXPERTS, INNER, HIDDEN), floats(EXPERTS, HIDDEN, INNER), floats(EXPERTS, INNER, HIDDEN)
+BIASES = [floats(EXPERTS, INNER), floats(EXPERTS, HIDDEN), floats(EXPERTS, INNER)]
+PAIRS, PAIR_BIAS = np.stack([FIRST, THIRD], 2).reshape(EXPERTS, -1, HIDDEN), np.stack([BIASES[0], BIASES[2]], 2)
+SWIGLU = {"activation_type": "swiglu", "activation_alpha": 1.7, "activation_beta": 1.0, "swiglu_limit": 0.8}
+WEIGHTS = (2, 3, 4, 5, 6, 7)
+
+
+def moe(*inputs: np.ndarray | None, x: np.ndarray = X, **attributes: Any) -> Case:
+    known = tuple(i for i in WEIGHTS if i - 2 < len(inputs) and inputs[i - 2] is not None)
+    return Case("moe", "MoE", [x, ROUTER, *inputs], {"k": 2, **attributes}, known=known)
+
+
+def paired(**attributes: Any) -> Case:
+    bias = PAIR_BIAS.reshape(EXPERTS, -1)
+    return moe(PAIRS, bias, SECOND, BIASES[1], swiglu_fusion=1, normalize_routing_weights=1, **SWIGLU, **attributes)
+
+
+@pytest.mark.parametrize("normalised", [0, 1])
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "identity"])
+def test_same_numbers_as_onnxruntime(activation: str, k: int, normalised: int) -> None:
+    attributes = {"activation_type": activation, "k": k, "normalize_routing_weights": normalised}
+    for case in (
+        moe(FIRST, BIASES[0], SECOND, BIASES[1], **attributes),
+        moe(FIRST, None, SECOND, x=X.reshape(TOKENS, HIDDEN), **attributes),
+    ):
+        assert_close(evaluated(case), case.expected())
+
+
+def test_two_layers_in_one_are_taken_apart() -> None:
+    """As ONNX Runtime has them in pairs; in halves and apart it has them on GPUs only: the same numbers."""
+    case = paired()
+    expected = case.expected()
+    assert_close(evaluated(case), expected)
+    halves = np.concatenate([FIRST, THIRD], 1), np.concatenate([BIASES[0], BIASES[2]], 1)
+    for inputs, fusion in (
+        ((halves[0], halves[1], SECOND, BIASES[1]), 2),
+        ((FIRST, BIASES[0], SECOND, BIASES[1], THIRD, BIASES[2]), 0),
+    ):
+        other = moe(*inputs, swiglu_fusion=fusion, normalize_routing_weights=1, **SWIGLU)
+        assert_close(evaluated(other), expected)
+
+
+@pytest.mark.parametrize(("axis", "ranks"), [("tp", 2), ("tp", 4), ("dp", 2)])
+def test_experts_are_shared_out(axis: str, ranks: int) -> None:
+    """On tp every rank holds its experts, and the ranks' results are summed; on dp it has its tokens."""
+    case = paired()
+    state = compile_model(case.model(), Options(Mesh.of(**{axis: ranks}), {}, {}))
+    assert state.plan is not None
+    (placed,) = state.placed
+    with Session(state.plan) as session:
+        found = dict(zip(case.expected(), session.run(None, case.feeds())))
+    assert_close(found, case.expected())
+    (node,) = (node for node in placed.views if node.op_type == "Experts")
+    strategy = placed.strategies[node]
+    assert strategy.factor == {"tp": "e", "dp": "t"}[axis]
+    share = shares.shares(placed)
+    assert share.flops_per_rank <= 1 / ranks + 0.05
+    if axis == "tp":
+        assert share.weights_per_rank == 1 / ranks
+
+
+def test_no_expert_is_lost_in_normal_form() -> None:
+    """Weights stay recipes over those of the file: large ones are never copied."""
+    graph = normal_form(paired()).graph
+    (node,) = (node for node in graph if node.op_type == "Experts")
+    assert all(v is None or v.is_initializer() for v in node.inputs[2:])
+
+
+@pytest.mark.parametrize(
+    ("attributes", "says"),
+    [
+        ({"use_sparse_mixer": 1}, "sparse mixer"),
+        ({"activation_type": "mish"}, "activation 'mish'"),
+        ({"activation_type": "swiglu"}, "third layer"),
+    ],
+)
+def test_what_is_not_supported_names_the_node(attributes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ModelError, match=rf"node 'n' \(com.microsoft::MoE\) .*{says}"):
+        normal_form(moe(FIRST, None, SECOND, **attributes))
