@@ -18,22 +18,26 @@ from onnxmesh.passes.normalise.normalise import normalise
 
 B, S, T, H, G, D = 2, 5, 7, 4, 2, 16
 WIDTH, KV_WIDTH = H * D, G * D
-RNG = np.random.default_rng(0)
 
 Inputs = list[np.ndarray | None]
 Formula = Callable[..., np.ndarray | list[np.ndarray]]
 
 
-def floats(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape).astype(np.float32)
+class Random:
+    """Random tensors, the same for every test file."""
+
+    def __init__(self) -> None:
+        self._generator = np.random.default_rng(0)
+
+    def floats(self, *shape: int) -> np.ndarray:
+        return self._generator.standard_normal(shape).astype(np.float32)
+
+    def below(self, n: int, *shape: int) -> np.ndarray:
+        return self._generator.integers(0, n, shape).astype(np.int32)
 
 
 def ints(*values: int) -> np.ndarray:
     return np.array(values, np.int32)
-
-
-def below(n: int, *shape: int) -> np.ndarray:
-    return RNG.integers(0, n, shape).astype(np.int32)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from microsoft_cases import RNG, WIDTH, B, Case, H, S, T, assert_close, below, evaluated, floats, ints, normal_form
+from microsoft_cases import WIDTH, B, Case, H, Random, S, T, assert_close, evaluated, ints, normal_form
 
 from onnxmesh.compiler.errors import ModelError
 
-INT32, INT64 = onnx.TensorProto.INT32, onnx.TensorProto.INT64
+RANDOM = Random()
+floats, below = RANDOM.floats, RANDOM.below
+INT32 = onnx.TensorProto.INT32
 X, Y = floats(B, S, WIDTH), floats(B, S, WIDTH)
 GAIN, SHIFT, BIAS = floats(WIDTH), floats(WIDTH), floats(WIDTH)
 IMAGE, KERNEL = floats(2, 6, 7, 8), floats(4, 6, 3, 3)
@@ -234,7 +236,7 @@ def test_nothing_of_microsoft_stays(case: Case) -> None:
 
 def test_pooling_of_channels_that_stand_last() -> None:
     """ONNX Runtime has it for bytes only."""
-    pool = case("pool", "NhwcMaxPool", RNG.integers(0, 9, PICTURE.shape).astype(np.uint8), kernel_shape=[2, 2],
+    pool = case("pool", "NhwcMaxPool", below(9, *PICTURE.shape).astype(np.uint8), kernel_shape=[2, 2],
                 strides=[2, 1], types={0: onnx.TensorProto.UINT8})  # fmt: skip
     assert_close(evaluated(pool), pool.expected())
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import shares
-from microsoft_cases import Case, assert_close, evaluated, floats, normal_form
+from microsoft_cases import Case, Random, assert_close, evaluated, normal_form
 
 from onnxmesh.compiler.api import compile_model
 from onnxmesh.compiler.errors import ModelError
@@ -15,6 +15,7 @@ from onnxmesh.compiler.options import Options
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.session import Session
 
+floats = Random().floats
 TOKENS, HIDDEN, INNER, EXPERTS = 10, 8, 6, 4
 X, ROUTER = floats(2, TOKENS // 2, HIDDEN), floats(TOKENS, EXPERTS)
 FIRST, SECOND, THIRD = floats(EXPERTS, INNER, HIDDEN), floats(EXPERTS, HIDDEN, INNER), floats(EXPERTS, INNER, HIDDEN)
