@@ -27,6 +27,7 @@ from onnxmesh.runtime.placement import Placement, Replicate, Shard
 CONTRACTIONS = ("MatMul", "Einsum", "Conv", "ConvTranspose", "DeformConv", "MatMulInteger", "ConvInteger", "Experts")
 EXPERT_WEIGHTS = (2, 3, 4)
 ATTENTION = ("Attention", "AttentionBlock")
+RECURRENT = ("RNN", "GRU", "LSTM")
 _FACTOR_OF: dict[CpStrategy, tuple[str, ...]] = {
     "allgather": ("s",),
     "ulysses": ("h",),
@@ -148,7 +149,7 @@ def _context(space: Space, cp_strategy: CpStrategy) -> Allowed:
 
 def _data(space: Space, _: CpStrategy) -> Allowed:
     attentions = {c.index for c in space.quotient.classes if c.view.op in ATTENTION}
-    seeds = _seeds(space, attentions, dim=0) or _input_seeds(space)
+    seeds = _seeds(space, attentions, dim=0) or _recurrent_seeds(space) or _input_seeds(space)
     return _in_stream(space, _stream(space, seeds, ("b",)), ("h", "s", "t", "kv"))
 
 
@@ -188,8 +189,20 @@ def _seeds(space: Space, attentions: set[int], dim: int) -> Marked:
     }
 
 
+def _recurrent_seeds(space: Space) -> Marked:
+    """The cuts of what recurrent layers read: all that they let be cut is the batch, which may stand second."""
+    return {
+        (edge, strategy.ins[0])
+        for cls in space.quotient.classes
+        if cls.view.op in RECURRENT
+        for strategy in space.strategies[cls.index]
+        if isinstance(strategy.ins[0], Shard)
+        for edge in cls.edges[Port(False, 0)]
+    }
+
+
 def _input_seeds(space: Space) -> Marked:
-    """The cuts of dim 0 of the graph's inputs: the batch, where there is no attention to say so."""
+    """The cuts of dim 0 of the graph's inputs: the batch, where nothing else says what that is."""
     return {
         (edge.index, placement)
         for edge in space.quotient.edges

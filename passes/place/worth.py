@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnxmesh.compiler.errors import ShardingError
 from onnxmesh.compiler.options import CpStrategy
 from onnxmesh.passes.place.place import Placed
-from onnxmesh.passes.place.roles import ATTENTION, CONTRACTIONS, weight_ports
+from onnxmesh.passes.place.roles import ATTENTION, CONTRACTIONS, RECURRENT, weight_ports
 from onnxmesh.runtime.placement import Shard
 
 
@@ -46,7 +46,7 @@ def _context(placed: Placed, cp_strategy: CpStrategy) -> str:
 
 
 def _data(placed: Placed, _: CpStrategy) -> str:
-    heavy = [node for node, view in placed.views.items() if view.op in (*CONTRACTIONS, *ATTENTION)]
+    heavy = [node for node, view in placed.views.items() if view.op in (*CONTRACTIONS, *ATTENTION, *RECURRENT)]
     if any(_is_sharded(placed, node) for node in heavy or placed.views):
         return ""
     return "no batch dim is left that its ranks can share"
