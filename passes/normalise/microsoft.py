@@ -18,6 +18,7 @@ from onnxmesh.passes.normalise.microsoft_moe import MOE_EXPANSIONS
 from onnxmesh.passes.normalise.microsoft_norms import NORM_EXPANSIONS, sum_of
 from onnxmesh.passes.normalise.microsoft_plain import PLAIN_EXPANSIONS
 from onnxmesh.passes.normalise.microsoft_products import PRODUCT_EXPANSIONS, scaled
+from onnxmesh.passes.normalise.microsoft_quantised import QUANTISED_EXPANSIONS
 
 Expansion = Callable[[ir.Node, Builder], None]
 """Replaces the node through the builder."""
@@ -114,5 +115,6 @@ EXPANSIONS: dict[tuple[str, str], Expansion] = {
         **MOE_EXPANSIONS,
         **PLAIN_EXPANSIONS,
         **ATTENTION_EXPANSIONS,
+        **QUANTISED_EXPANSIONS,
     }.items()
 }

@@ -35,12 +35,12 @@ def qlinear_matmul(node: ir.Node, b: Builder) -> bool:
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = (present(node, i) for i in range(8))
     total = b.op("MatMulInteger", x, w, x_zero, w_zero)
     rank = len(shape_of(x))
-    scales = b.op("Mul", _along(b, as_float(b, x_scale), rank, 2), as_float(b, w_scale))
+    scales = b.op("Mul", along(b, as_float(b, x_scale), rank, 2), as_float(b, w_scale))
     b.replace(requantised(b, total, scales, y_scale, y_zero))
     return True
 
 
-def _along(b: Builder, values: ir.Value, rank: int, from_end: int) -> ir.Value:
+def along(b: Builder, values: ir.Value, rank: int, from_end: int) -> ir.Value:
     """A vector as a dim of its own, `from_end` from the end; one number and more dims as they are."""
     shape = shape_of(values)
     if len(shape) != 1 or shape == (1,) or rank < from_end:
@@ -67,15 +67,20 @@ def requantised(b: Builder, total: ir.Value, scales: ir.Value, y_scale: ir.Value
 
 def qlinear_conv(node: ir.Node, b: Builder) -> bool:
     """ConvInteger, plus the bias, times what the three scales come to, to integers again."""
-    x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = (present(node, i) for i in range(8))
+    b.replace(qlinear_conv_of(node, b, present(node, 0)))
+    return True
+
+
+def qlinear_conv_of(node: ir.Node, b: Builder, x: ir.Value) -> ir.Value:
+    """As the node says, of `x` in the place of its input."""
+    x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = (present(node, i) for i in range(1, 8))
     bias, rank = optional(node, 8), len(shape_of(x))
     attributes = {name: a.value for name, a in node.attributes.items() if name in _CONV}
     total = b.op("ConvInteger", x, w, x_zero, w_zero, **attributes)
     if bias is not None:
-        total = b.op("Add", total, _along(b, bias, rank, rank - 1))
-    scales = b.op("Mul", as_float(b, x_scale), _along(b, as_float(b, w_scale), rank, rank - 1))
-    b.replace(requantised(b, total, scales, y_scale, y_zero))
-    return True
+        total = b.op("Add", total, along(b, bias, rank, rank - 1))
+    scales = b.op("Mul", as_float(b, x_scale), along(b, as_float(b, w_scale), rank, rank - 1))
+    return requantised(b, total, scales, y_scale, y_zero)
 
 
 def dynamic_quantize_linear(node: ir.Node, b: Builder) -> bool:
