@@ -131,8 +131,20 @@ def test_the_command_line_takes_json_and_files(command: Command, tmp_path: Path)
         ("s = Shape(z) y = Expand(x, s)", "float[N] x, float[M] z", []),
         ("c = Cast <to: int = 7> (z) y = ConstantOfShape(c)", "float[2] z", ["z"]),
         ("n = NonZero(x) y = Reshape(x, n)", "float[4] x", []),
+        (
+            """c = Constant <value_int: int = 1> ()
+               s = If (c) <then_branch = t () => (u) {u = Neg(z)}, else_branch = e () => (v) {v = Abs(w)}>
+               y = Reshape(x, s)""",
+            "float[4] x, int64[1] z, int64[1] w",
+            ["z", "w"],
+        ),
         ("y = Range(a, b, c)", "float a, float b, float c", ["a", "b", "c"]),
     ],
 )
 def test_deciding_inputs_are_traced_backwards(body: str, given: str, expected: list[str]) -> None:
     assert deciding_inputs(load(model(body, given))) == expected
+
+
+def test_a_scalar_may_be_bound_as_a_vector_of_one() -> None:
+    proto = model("y = Range(a, b, c)", "int64[1] a, int64[1] b, int64[1] c", "int64[M] y")
+    np.testing.assert_array_equal(run(proto, {}, a=[1], b=[7], c=[2]), [1, 3, 5])

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.bind.grid import gather_in_order
+from onnxmesh.passes.bind.scalars import take_scalars
 from onnxmesh.passes.bind.sequences import take_apart
 from onnxmesh.passes.bind.values import Arrays, bind_values
 from onnxmesh.passes.graph.build import Builder
@@ -209,7 +210,7 @@ def propagate(graph: ir.Graph) -> None:
         if expansion is not None:
             expansion(node, Builder(graph, node))
             continue
-        if any(rewrite(graph, node) for rewrite in (inline_if, take_apart, fold, gather_in_order)):
+        if any(rewrite(graph, node) for rewrite in (inline_if, take_apart, take_scalars, fold, gather_in_order)):
             continue
         infer(node, graph.opset_imports)
         _require_static(node)

@@ -61,6 +61,7 @@ def deciding_values(values: Iterable[ir.Value]) -> set[ir.Value]:
                 found.add(value)
         elif node is not None and node.op_type not in _SHAPES_ONLY and node.op_type not in _DATA_DEPENDENT:
             pending += [v for v in node.inputs if v is not None]
+            pending += [v for branch in _branches(node) for v in branch.outputs]
     return found
 
 
@@ -81,6 +82,12 @@ def _operands(node: ir.Node) -> Iterator[ir.Value]:
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is not None:
             yield value
+
+
+def _branches(node: ir.Node) -> Iterator[ir.Graph]:
+    """The branches of an If: one of them becomes part of the graph. A loop's body computes data."""
+    if node.op_type == "If":
+        yield from (a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH)
 
 
 def _is_small(value: ir.Value) -> bool:

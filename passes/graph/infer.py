@@ -180,7 +180,8 @@ def attribute_key(attribute: ir.Attr) -> str:
     """A text that is equal for equal attributes."""
     value = attribute.value
     if isinstance(value, ir.TensorProtocol):
-        return f"{value.dtype} {value.shape} {value.tobytes().hex()}"
+        content = value.numpy().tolist() if value.dtype == ir.DataType.STRING else value.tobytes().hex()
+        return f"{value.dtype} {value.shape} {content}"
     if isinstance(value, (int, float, str, tuple, list)):
         return repr(value)
     return f"{attribute.type} {id(value)}"
