@@ -205,6 +205,7 @@ def cli() -> None:
 @click.option("-o", "--output", type=click.Path(), help="The plan's folder; MODEL with .plan if not given.")
 @click.option("--no-weights", is_flag=True, help="Write the plan alone; run --weights MODEL reads them.")
 @click.option("--dump", type=click.Path(file_okay=False), help="A folder for the printed graph after each pass.")
+@click.option("--annotate", type=click.Path(), help="Write MODEL with its placements, in ONNX's own form, there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @_quiet
 @_verbose
@@ -214,6 +215,7 @@ def compile_(models: tuple[str, ...], output: str | None, no_weights: bool, dump
     compilation = _compile(models[0] if len(models) == 1 else models, given, target, dump=dump, weights=not no_weights)
     assert compilation.plan is not None
     report = compilation.plan.report
+    written = compilation.annotate(given["annotate"]) if given["annotate"] is not None else None
     if given["as_json"]:
         click.echo(json.dumps(report, indent=1, sort_keys=True))
     elif not given["quiet"]:
@@ -221,6 +223,8 @@ def compile_(models: tuple[str, ...], output: str | None, no_weights: bool, dump
 
         click.echo(report_text(report))
         click.echo(f"\n{target}: {report['ranks']} ranks{', without weights' if no_weights else ''}")
+        if written is not None:
+            click.echo(f"{given['annotate']}: {written}")
 
 
 @cli.command()

@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 
 import onnxmesh.compiler.ops.table  # noqa: F401  (registers every rule)
+from onnxmesh.compiler import annotate as sharding_specs
 from onnxmesh.compiler import cost, frontend, imported
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.ir import printer, verify
@@ -39,6 +40,7 @@ from onnxmesh.passes.graph.match import Finding
 from onnxmesh.passes.graph.supported import check_supported
 from onnxmesh.passes.normalise.normalise import SOURCES, normalise
 from onnxmesh.passes.partition.partition import partition
+from onnxmesh.passes.place.pins import Pin
 from onnxmesh.passes.place.place import Placed, place
 from onnxmesh.passes.place.worth import check_worth
 from onnxmesh.passes.precision.precision import Stays, convert
@@ -65,6 +67,7 @@ class Compilation:
     options: Options
     model: ir.Model | None = None
     imported: imported.Imported | None = None
+    pins: Sequence[Pin] = ()
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
     tensors: Mapping[str, ir.TensorProtocol] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -79,6 +82,19 @@ class Compilation:
         """The model as the stages have made it so far."""
         assert self.model is not None
         return self.model
+
+    def annotate(self, path: str | os.PathLike[str]) -> sharding_specs.Annotated:
+        """Write the model as it was given, with the chosen placements as ONNX's annotations; says what is in them.
+
+        Raises:
+            ModelError: the model was sharded elsewhere, or the file cannot be written.
+        """
+        if self.imported is not None or isinstance(self.source, (list, tuple)):
+            raise ModelError("the model was sharded elsewhere: no placements were chosen that could be written")
+        model = frontend.original(self.source)
+        result = sharding_specs.annotate(model, self.placed, self.options.mesh)
+        sharding_specs.save(model, path)
+        return result
 
 
 @dataclass(frozen=True)
@@ -104,6 +120,8 @@ def _settle(state: Compilation, own: Mapping[str, imported.Tensors], files: int)
     state.imported = imported.settled(state.loaded, state.options.mesh, own, files)
     if state.imported is not None:
         state.options = replace(state.options, mesh=state.imported.mesh)
+    else:
+        state.pins, state.findings = sharding_specs.pins(state.loaded, state.options.mesh)
 
 
 def _bind(state: Compilation) -> None:
@@ -119,7 +137,8 @@ def _normalise(state: Compilation) -> None:
 
 
 def _recognise(state: Compilation) -> None:
-    state.model, state.findings = recognise(state.loaded)
+    state.model, findings = recognise(state.loaded)
+    state.findings += findings
     check_supported(state.model.graph)
 
 
@@ -141,10 +160,11 @@ def _shard(axis: str, state: Compilation) -> None:
         return
     if ranks == 1:
         return
-    placed = place(
-        state.loaded.graph, axis, ranks, cp_strategy=options.cp_strategy, shard_outputs=options.shard_outputs
-    )
+    strategy, shard_outputs = options.cp_strategy, options.shard_outputs
+    placed = place(state.loaded.graph, axis, ranks, cp_strategy=strategy, shard_outputs=shard_outputs, pins=state.pins)
     state.placed.append(placed)
+    unmet = dict.fromkeys(placed.pinned.unmet)
+    state.findings += [Finding(sharding_specs.PATTERN, node, False, f"on {axis}: {reason}") for node, reason in unmet]
     if not options.allow_replicated:
         check_worth(placed, options.cp_strategy)
     state.model = partition(state.loaded, axis, ranks, placed.strategies, shard_outputs=options.shard_outputs)
@@ -248,6 +268,7 @@ def compile(
     allow_replicated: bool = False,
     profile: str | os.PathLike[str] | None = None,
     precision: Precision = "model",
+    annotate: str | os.PathLike[str] | None = None,
 ) -> Plan:
     """Compile an ONNX model to a plan for `dp * cp * tp` ranks.
 
@@ -264,6 +285,7 @@ def compile(
         allow_replicated: accept an axis on which nothing worth having was sharded.
         profile: the file of a device profile to compile for, as `onnxmesh doctor --profile` writes it.
         precision: what a float32 model computes in: bf16, fp16, or model, which leaves it as it is.
+        annotate: a file for the model with the chosen placements as ONNX's annotations (docs/imported.md).
 
     Raises:
         InvalidArgument: the profile cannot be read.
@@ -283,9 +305,11 @@ def compile(
         precision,
         values or {},
     )
-    plan = compile_model(model, options).plan
-    assert plan is not None
-    return plan
+    compilation = compile_model(model, options)
+    if annotate is not None:
+        compilation.annotate(annotate)
+    assert compilation.plan is not None
+    return compilation.plan
 
 
 def _dump(folder: Path, number: int, name: str, graph: ir.Graph) -> None:

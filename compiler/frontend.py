@@ -52,6 +52,15 @@ def load(model: Source) -> ir.Model:
     return _prepared(result)
 
 
+def original(model: Source) -> ir.Model:
+    """The model as it was given, to be changed and written."""
+    if isinstance(model, ir.Model):
+        return model.clone()
+    if isinstance(model, onnx.ModelProto):
+        return ir.from_proto(model)
+    return ir.from_proto(_parse(model, "the model")) if isinstance(model, bytes) else ir.load(model)
+
+
 def _prepared(model: ir.Model) -> ir.Model:
     """Inline functions, check the domains and lift an old opset."""
     try:

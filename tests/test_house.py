@@ -23,6 +23,7 @@ LAYERS = (
     {"onnxmesh.compiler.predict"},
     {
         "onnxmesh.compiler.frontend",
+        "onnxmesh.compiler.annotate",
         "onnxmesh.compiler.imported",
         "onnxmesh.compiler.sources",
         "onnxmesh.compiler.layout",

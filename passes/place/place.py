@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxmesh.compiler.ir.rule import OpView, Strategy
 from onnxmesh.compiler.options import CpStrategy
 from onnxmesh.passes.place.candidates import enumerate_strategies
+from onnxmesh.passes.place.pins import Pin, Pinned, pinned
 from onnxmesh.passes.place.reasons import why_replicated
 from onnxmesh.passes.place.roles import constrain
 from onnxmesh.passes.place.solve import solve
@@ -26,6 +27,7 @@ class Placed:
         notes: what the axis's role could not have, by node.
         replicated: why, by node, for the nodes that every rank computes whole.
         classes: how many decisions there were.
+        pinned: what the user's pins asked for.
     """
 
     axis: str
@@ -36,13 +38,21 @@ class Placed:
     notes: Mapping[ir.Node, str] = field(default_factory=dict)
     replicated: Mapping[ir.Node, str] = field(default_factory=dict)
     classes: int = 0
+    pinned: Pinned = field(default_factory=Pinned)
 
 
-def place(graph: ir.Graph, axis: str, ranks: int, *, cp_strategy: CpStrategy, shard_outputs: bool) -> Placed:
-    """Choose the strategies of all nodes on `axis`."""
-    quotient = tie(graph, ranks)
+def place(
+    graph: ir.Graph, axis: str, ranks: int, *, cp_strategy: CpStrategy, shard_outputs: bool, pins: Sequence[Pin] = ()
+) -> Placed:
+    """Choose the strategies of all nodes on `axis`, among those that `pins` leave.
+
+    Raises:
+        ModelError: two pins contradict each other.
+    """
+    wanted = pinned(graph, axis, ranks, pins)
+    quotient = tie(graph, ranks, wanted.marks)
     space = enumerate_strategies(quotient)
-    allowed = constrain(space, axis, cp_strategy)
+    allowed = constrain(space, axis, cp_strategy, [wanted.apply])
     chosen = solve(space, allowed, shard_outputs=shard_outputs)
     classes = quotient.classes
     whole = {
@@ -59,4 +69,5 @@ def place(graph: ir.Graph, axis: str, ranks: int, *, cp_strategy: CpStrategy, sh
         {node: note for index, note in allowed.notes.items() for node in classes[index].nodes},
         {node: reason for index, reason in whole.items() for node in classes[index].nodes},
         len(classes),
+        wanted,
     )

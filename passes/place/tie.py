@@ -8,6 +8,7 @@ them. More rounds would separate the blocks of a model by their distance from it
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -58,10 +59,13 @@ class Quotient:
     class_of: dict[ir.Node, int]
 
 
-def tie(graph: ir.Graph, ranks: int) -> Quotient:
-    """The classes of a graph's nodes, in an order that depends on neither names nor the order of nodes."""
+def tie(graph: ir.Graph, ranks: int, marks: Mapping[ir.Node, str] | None = None) -> Quotient:
+    """The classes of a graph's nodes, in an order that depends on neither names nor the order of nodes.
+
+    Nodes with different `marks` are in different classes.
+    """
     views = {node: view_of(node, ranks) for node in graph}
-    colours = _colours(graph, views)
+    colours = _colours(graph, views, marks or {})
     order = sorted(set(colours.values()))
     number = {colour: i for i, colour in enumerate(order)}
     class_of = {node: number[colours[node]] for node in graph}
@@ -80,13 +84,14 @@ def _digest(*parts: Any) -> bytes:
     return blake2b(repr(parts).encode(), digest_size=12).digest()
 
 
-def _colours(graph: ir.Graph, views: dict[ir.Node, OpView]) -> dict[ir.Node, bytes]:
+def _colours(graph: ir.Graph, views: dict[ir.Node, OpView], marks: Mapping[ir.Node, str]) -> dict[ir.Node, bytes]:
     inputs = {value: _digest("input", i) for i, value in enumerate(graph.inputs)}
     outputs = {value: i for i, value in enumerate(graph.outputs)}
     colours = {
         node: _digest(v.op, v.ins, v.outs, v.in_dtypes, v.out_dtypes, v.constant, v.fixed, v.attrs)
         for node, v in views.items()
     }
+    colours |= {node: _digest(colours[node], mark) for node, mark in marks.items()}
     for _ in range(ROUNDS):
         colours = {node: _next_colour(node, colours, inputs, outputs) for node in views}
     return colours
