@@ -176,7 +176,16 @@ def inline_if(graph: ir.Graph, node: ir.Node) -> bool:
     for old, new in zip(node.outputs, outputs):
         substitute(graph, old, new)
     graph.remove(node, safe=True)
+    for attribute in node.attributes.values():
+        _let_go(attribute.as_graph())
     return True
+
+
+def _let_go(branch: ir.Graph) -> None:
+    """What is left of a branch no longer uses values of the graph around it."""
+    for node in branch.all_nodes():
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
 
 
 def take_nodes(body: ir.Graph, graph: ir.Graph) -> tuple[list[ir.Node], list[ir.Value]]:
