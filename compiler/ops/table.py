@@ -22,5 +22,6 @@ from onnxmesh.compiler.ops import (  # noqa: F401
     recurrent,
     reduce,
     signal,
+    trees,
     views,
 )

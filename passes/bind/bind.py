@@ -19,8 +19,7 @@ from onnxmesh.passes.graph.build import Builder
 from onnxmesh.passes.graph.deciding import value_hint
 from onnxmesh.passes.graph.fold import fold, inline_if
 from onnxmesh.passes.graph.infer import infer, label, static_shape
-from onnxmesh.passes.normalise.collectives import SETTLED
-from onnxmesh.passes.normalise.expansions import EXPANSIONS
+from onnxmesh.passes.normalise.expansions import expansion_of
 
 DATA_DEPENDENT = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression", "StringSplit"})
 
@@ -206,7 +205,7 @@ def propagate(graph: ir.Graph) -> None:
             value.shape = ir.Shape(value.const_value.shape.numpy())
             value.type = ir.TensorType(value.const_value.dtype)
     for node in graph:
-        expansion = EXPANSIONS.get((node.domain, node.op_type), SETTLED.get(node.op_type))
+        expansion = expansion_of(node)
         if expansion is not None:
             expansion(node, Builder(graph, node))
             continue

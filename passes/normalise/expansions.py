@@ -7,10 +7,21 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from onnxmesh.passes.graph.build import Builder
-from onnxmesh.passes.normalise import microsoft, preview
+from onnxmesh.passes.normalise import classical, collectives, microsoft, preview
 
-EXPANSIONS: dict[tuple[str, str], Callable[[ir.Node, Builder], None]] = {
+Expansion = Callable[[ir.Node, Builder], None]
+"""Replaces the node through the builder."""
+
+EXPANSIONS: dict[tuple[str, str], Expansion] = {
+    **classical.EXPANSIONS,
     **microsoft.EXPANSIONS,
     **preview.EXPANSIONS,
 }
-"""By domain and op: what replaces the node through the builder."""
+"""By domain and op."""
+
+
+def expansion_of(node: ir.Node) -> Expansion | None:
+    """What expands a node, if anything does."""
+    if node.domain == classical.DOMAIN and not classical.is_numeric(node):
+        return None
+    return EXPANSIONS.get((node.domain, node.op_type), collectives.SETTLED.get(node.op_type))

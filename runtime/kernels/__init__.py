@@ -29,6 +29,7 @@ from onnxmesh.runtime.kernels import (
     resize,
     roi,
     signal,
+    trees,
     views,
 )
 
@@ -58,5 +59,6 @@ __all__ = [
     "resize",
     "roi",
     "signal",
+    "trees",
     "views",
 ]
