@@ -13,14 +13,15 @@ import onnx_ir as ir
 
 from onnxmesh.compiler import memory
 from onnxmesh.compiler.ir import recipe as recipes
+from onnxmesh.compiler.ir.loose import BODIES, CAPTURED, is_loose, kernel_of, loose_type, onnx_op
 from onnxmesh.compiler.ir.rule import Shape, itemsize
 from onnxmesh.compiler.ir.view import dtype_of, plain_attrs, shape_of
-from onnxmesh.compiler.layout import place_of, renames
+from onnxmesh.compiler.layout import layout, place_of, renames
 from onnxmesh.compiler.ops.collectives import COLLECTIVES, unpack
 from onnxmesh.passes.graph.constants import recipe_of
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Replicate
-from onnxmesh.runtime.plan import Buffer, Collective, Instruction, Launch, Plan, Port, Program, Spec, Weight
+from onnxmesh.runtime.plan import Buffer, Collective, Control, Instruction, Launch, Plan, Port, Program, Spec, Weight
 
 
 @dataclass
@@ -45,13 +46,15 @@ class _Lowering:
 
     def add(self, value: ir.Value, kind: Any, source: int = -1, offset: int = 0, strides: Shape = ()) -> int:
         """A buffer for a value."""
-        self.buffers.append(Buffer(dtype_of(value), shape_of(value), kind, offset, source, strides))
+        self.buffers.append(Buffer(*_type(value), kind, offset, source, strides))
         self.of[value] = len(self.buffers) - 1
         return self.of[value]
 
     def buffer(self, value: ir.Value) -> int:
         """The buffer of a value, made when it is first asked for."""
         if value not in self.of:
+            if is_loose(value):
+                return self.add(value, "loose")
             place = place_of(value)
             if place.base is value:
                 return self.add(value, "arena")
@@ -78,6 +81,13 @@ def lower(
 
     `dims` are the sizes and `values` the inputs that it was bound to.
     """
+    program, weights = _program(graph)
+    constants = {name: recipes.constant(array) for name, array in (values or {}).items()}
+    return Plan(mesh, weights, (replace(program, dims=dict(dims), values=constants),), producer)
+
+
+def _program(graph: ir.Graph) -> tuple[Program, tuple[Weight, ...]]:
+    """The program of a graph that is laid out, and its weights."""
     state = _Lowering()
     for i, value in enumerate(graph.inputs):
         state.add(value, "input", i)
@@ -98,9 +108,7 @@ def lower(
         replace(b, offset=places.offsets[i]) if b.kind == "arena" else b for i, b in enumerate(state.buffers)
     )
     instructions = tuple(_dependencies(state, places))
-    constants = {name: recipes.constant(array) for name, array in (values or {}).items()}
-    program = Program(dict(dims), inputs, outputs, buffers, instructions, places.size, constants)
-    return Plan(mesh, tuple(state.weights), (program,), producer)
+    return Program({}, inputs, outputs, buffers, instructions, places.size), tuple(state.weights)
 
 
 def _lower_node(state: _Lowering, node: ir.Node) -> None:
@@ -120,6 +128,11 @@ def _lower_node(state: _Lowering, node: ir.Node) -> None:
 def _instruction(node: ir.Node, ins: tuple[int, ...], outs: tuple[int, ...]) -> Instruction:
     attrs = {name: _json(name, value) for name, value in plain_attrs(node).items()}
     origin = str(node.meta.get("origin", node.name) or "")
+    if BODIES in node.meta:
+        bodies = {name: _body(graph) for name, graph in sorted(node.meta[BODIES].items())}
+        return Control(node.op_type, ins, outs, attrs, origin, captured=node.meta[CAPTURED], programs=bodies)
+    if onnx_op(node) != node.op_type:
+        return Launch(kernel_of(node), ins, outs, attrs, origin)
     if node.op_type not in COLLECTIVES:
         attrs.pop("ranks", None)
         return Launch(node.op_type, ins, outs, attrs, origin)
@@ -127,6 +140,18 @@ def _instruction(node: ir.Node, ins: tuple[int, ...], outs: tuple[int, ...]) -> 
     attrs.pop("ranks")
     reason, stream = str(node.meta.get("reason", "")), int(node.meta.get("stream", 0))
     return Collective(node.op_type, axis, ins, outs, attrs, origin, reason, stream)
+
+
+def _body(graph: ir.Graph) -> Program:
+    """The program of a graph that a control flow node holds; it has no weights of its own."""
+    layout(ir.Model(graph, ir_version=10))
+    return _program(graph)[0]
+
+
+def _type(value: ir.Value) -> tuple[str, Shape]:
+    """What a buffer or a port says of a value: dtype and shape, or the type of a loose one."""
+    found = loose_type(value)
+    return (dtype_of(value), shape_of(value)) if found is None else (found.text, found.shape)
 
 
 def _json(name: str, value: Any) -> Any:
@@ -153,8 +178,10 @@ def _spec(value: ir.Value) -> Spec:
 
 def _port(state: _Lowering, value: ir.Value) -> Port:
     name = str(value.meta.get("output_name", value.name))
-    shape = tuple(value.meta.get("global_shape", shape_of(value)))
-    return Port(name, dtype_of(value), shape, _spec(value), state.buffer(value))
+    dtype, shape = _type(value)
+    if not is_loose(value):
+        shape = tuple(value.meta.get("global_shape", shape))
+    return Port(name, dtype, shape, _spec(value), state.buffer(value))
 
 
 def _lifetimes(state: _Lowering, outputs: Iterable[Port]) -> dict[int, memory.Lifetime]:

@@ -23,10 +23,12 @@ from onnxmesh.passes.precision.precision import Stays
 from onnxmesh.passes.schedule.group_collectives import REASONS
 from onnxmesh.runtime import footprint
 from onnxmesh.runtime.bound_values import bound_values
+from onnxmesh.runtime.kernels.reference import REFERENCE
+from onnxmesh.runtime.loose import is_loose
 from onnxmesh.runtime.memory import WORKSPACE_BYTES
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Placement, Shard, local_shape, text
-from onnxmesh.runtime.plan import Collective, Plan, Port, Spec
+from onnxmesh.runtime.plan import Collective, Control, Launch, Plan, Port, Program, Spec
 
 FORMAT = 1
 _STRATEGIES = {
@@ -80,6 +82,7 @@ def build_report(
         "collectives": collectives,
         "attention": [entry for p in placed for entry in _attention(p)],
         "replicated": [entry for p in placed for entry in _replicated(p)],
+        "fallback": list(_fallback(plan.programs[0])),
         "uneven": _uneven(plan, placed),
         "patterns": [
             {"pattern": f.pattern, "node": f.node, "found": f.found, "reason": f.reason} for f in findings
@@ -188,7 +191,7 @@ def _rank(plan: Plan, placed: Sequence[Placed], survey: Survey) -> Json:
     program = plan.programs[0]
     flops = _flops(placed[-1])[1] if placed else survey.flops
     weights = sum(nbytes(_local(w.shape, w.spec, plan.mesh), w.dtype) for w in plan.weights)
-    inputs = sum(nbytes(_local(p.shape, p.spec, plan.mesh), p.dtype) for p in program.inputs)
+    inputs = sum(_bytes(_local(p.shape, p.spec, plan.mesh), p.dtype) for p in program.inputs)
     return {
         "flops": flops,
         "flops_share": share(flops, survey.flops),
@@ -250,10 +253,15 @@ def _tensor(tensor: Any, plan: Plan) -> Json:
         "dtype": tensor.dtype,
         "shape": list(tensor.shape),
         "local_shape": list(local),
-        "bytes": nbytes(tensor.shape, tensor.dtype),
-        "local_bytes": nbytes(local, tensor.dtype),
+        "bytes": _bytes(tensor.shape, tensor.dtype),
+        "local_bytes": _bytes(local, tensor.dtype),
         "placement": _placement(tensor.spec, plan.mesh),
     }
+
+
+def _bytes(shape: Sequence[int], dtype: str) -> int:
+    """Bytes of a tensor; none are planned for a loose value."""
+    return 0 if is_loose(dtype) else nbytes(tuple(shape), dtype)
 
 
 def _placement(spec: Spec, mesh: Mesh) -> dict[str, str]:
@@ -342,6 +350,18 @@ def _replicated(placed: Placed) -> Iterator[Json]:
                 "share": share(times[node], total),
                 "flops": cost.flops(placed.views[node]),
             }
+
+
+def _fallback(program: Program, within: str = "") -> Iterator[Json]:
+    """The nodes that onnx.reference computes on the host, those of control flow included."""
+    for item in program.instructions:
+        if isinstance(item, Control):
+            for name, inner in item.programs.items():
+                yield from _fallback(inner, f"{within}{item.node} {name}: ")
+        elif isinstance(item, Launch) and item.kernel == REFERENCE:
+            attrs = item.attrs
+            op = f"{attrs['domain']}::{attrs['op_type']}" if attrs["domain"] else attrs["op_type"]
+            yield {"node": f"{within}{item.node}", "op": op, "version": attrs["version"]}
 
 
 # --- pieces that do not divide ------------------------------------------------------------------------------

@@ -72,3 +72,11 @@ def float_max(dtype: Any) -> float:
 def ort_type(name: str) -> str:
     """The dtype as ONNX Runtime writes it: `tensor(float)` for `float32`."""
     return f"tensor({_ORT_NAMES.get(name, name.replace('_', ''))})"
+
+
+def from_ort(name: str) -> np.dtype:
+    """The dtype that ONNX Runtime calls so: `float32` for `float`. Raises ValueError for an unknown name."""
+    for own, found in _DTYPES.items():
+        if ort_type(own) == f"tensor({name})":
+            return found
+    raise ValueError(f"unknown element type {name!r}")

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 
 import onnxmesh.runtime.kernels  # noqa: F401  (registers them)
+from onnxmesh.runtime import control
 from onnxmesh.runtime.collectives import execute
 from onnxmesh.runtime.comm import Communicator, PeerFailed
 from onnxmesh.runtime.dtypes import dtype
 from onnxmesh.runtime.errors import RunError
 from onnxmesh.runtime.host import LoneCommunicator
-from onnxmesh.runtime.kernels.registry import Array, Call, TensorType, find
+from onnxmesh.runtime.kernels.registry import Array, Call, TensorType, find_for
+from onnxmesh.runtime.loose import element_dtype
 from onnxmesh.runtime.mesh import Mesh
-from onnxmesh.runtime.plan import Buffer, Collective, Instruction, Launch, Program
+from onnxmesh.runtime.plan import Buffer, Collective, Control, Instruction, Launch, Program
 
 Hook = Callable[[int, Instruction, Sequence[Array]], None]
 """Called after every instruction with its index, itself and its results; it must not keep or change them."""
@@ -42,6 +44,7 @@ class Engine:
 
     Buffers are bound once: the arena is one array of bytes, and every buffer a typed view of it at the offset that
     the plan gives. Every kernel's result is copied to its buffer, so the plan's memory is what is really used.
+    Loose values are passed on as they are; the programs of control flow run on engines of their own.
 
     Args:
         program: the instructions.
@@ -65,7 +68,7 @@ class Engine:
         self._xp = xp
         self._coordinate = self.communicator.mesh.coordinate(self.communicator.rank)
         self._arena = self._new_arena(program.arena_bytes)
-        self._inputs = [xp.empty(b.shape, dtype(b.dtype)) for b in self._input_buffers()]
+        self._inputs = [self._new_input(buffer) for buffer in self._input_buffers()]
         self._weights = weights
         self._given: dict[int, Array] = {}
         self._late: list[tuple[Array, Array]] = []
@@ -79,10 +82,17 @@ class Engine:
         Raises:
             RunError: an instruction failed; names the rank, the instruction, its kernel, node and shapes.
         """
-        for buffer, given in zip(self._inputs, inputs, strict=True):
-            buffer[...] = given
+        self._take(inputs)
         self.run_bound()
         return [self._arrays[port.buffer] for port in self.program.outputs]
+
+    def _take(self, inputs: Sequence[Any]) -> None:
+        """Take over inputs: copied to their buffers, but for loose values. None: what is bound stays."""
+        for number, (buffer, given) in enumerate(zip(self._inputs, inputs, strict=True)):
+            if number in self._slots:
+                self._arrays[self._slots[number]] = given
+            elif given is not None:
+                buffer[...] = given
 
     def run_bound(self) -> None:
         """Run the program on what the input buffers hold. Raises as `run`."""
@@ -100,7 +110,7 @@ class Engine:
             outputs: likewise of its outputs; an output that is a part of other memory is copied there at the end.
         """
         for number, (buffer, given) in enumerate(zip(self._input_buffers(), inputs, strict=True)):
-            self._inputs[number] = self._xp.empty(buffer.shape, dtype(buffer.dtype)) if given is None else given
+            self._inputs[number] = self._new_input(buffer) if given is None else given
         self._given = {}
         late = []
         for port, given in zip(self.program.outputs, outputs, strict=True):
@@ -116,8 +126,13 @@ class Engine:
     def _new_arena(self, nbytes: int) -> Array:
         return self._xp.empty(nbytes, self._xp.uint8)
 
+    def _new_input(self, buffer: Buffer) -> Any:
+        """Memory for an input; none for a loose value."""
+        return None if buffer.is_loose else self._xp.empty(buffer.shape, dtype(buffer.dtype))
+
     def _prepare(self) -> None:
         """Bind every buffer to its memory, and look up what every instruction does there."""
+        self._slots = {i: port.buffer for i, port in enumerate(self.program.inputs) if port.is_loose}
         self._arrays = [self._bind(number) for number in range(len(self.program.buffers))]
         self._steps = [self._step(item) for item in self.program.instructions]
 
@@ -148,7 +163,10 @@ class Engine:
     def _do(self, index: int, item: Instruction, step: Step) -> None:
         with self._named(index, item):
             for out, result in zip(item.outs, step(), strict=True):
-                self._store(self._arrays[out], result)
+                if self.program.buffers[out].is_loose:
+                    self._arrays[out] = result
+                else:
+                    self._store(self._arrays[out], result)
         if self.hook is not None:
             self.hook(index, item, [self._arrays[out] for out in item.outs])
 
@@ -174,19 +192,71 @@ class Engine:
 
     def _step(self, item: Instruction) -> Step:
         """What runs an instruction and returns its results, with everything looked up beforehand."""
+        if isinstance(item, Launch) and self._is_loose(item):
+            return self._loose_step(item)
         inputs = [self._arrays[i] if i >= 0 else None for i in item.ins]
         if isinstance(item, Collective):
             communicator, xp = self.communicator, self._xp
             return lambda: [execute(item, _row_major(x), communicator, xp, i) for i, x in enumerate(inputs)]
         ordered = self._xp is np  # NumPy's sums and products round by the order in memory
         outs = tuple(TensorType(self._arrays[i].dtype, self._arrays[i].shape) for i in item.outs)
-        function, call = find(item.kernel, self._xp.__name__), Call(self._xp, item.attrs, outs, self._coordinate)
+        function = find_for(item, self.program.buffers, self._xp.__name__)
+        call = Call(self._xp, item.attrs, outs, self._coordinate)
 
         def launch() -> Any:
             results = function(call, *(map(_row_major, inputs) if ordered else inputs))
             return results if isinstance(results, tuple) else (results,)
 
         return launch
+
+    # --- loose values and control flow ----------------------------------------------------------------------
+
+    def _is_loose(self, item: Launch) -> bool:
+        """Whether an instruction touches a loose value or is control flow: its operands are looked up when it runs."""
+        touched = (self.program.buffers[i] for i in (*item.ins, *item.outs) if i >= 0)
+        return isinstance(item, Control) or any(buffer.is_loose for buffer in touched)
+
+    def _loose_step(self, item: Launch) -> Step:
+        if isinstance(item, Control):
+            operands = item.ins[: len(item.ins) - item.captured]
+            bodies = {name: self._body(program, item) for name, program in item.programs.items()}
+            return lambda: control.execute(item, self._xp, bodies, self._kept(operands))
+        outs = tuple(self._type(self.program.buffers[i]) for i in item.outs)
+        function = find_for(item, self.program.buffers, self._xp.__name__)
+        call = Call(self._xp, item.attrs, outs, self._coordinate)
+
+        def launch() -> Any:
+            results = function(call, *self._kept(item.ins))
+            return results if isinstance(results, tuple) else (results,)
+
+        return launch
+
+    def _kept(self, buffers: Sequence[int]) -> list[Any]:
+        """The values of buffers as results may keep them: memory that is written again is copied."""
+        fixed = ("loose", "weight")
+        return [
+            None if i < 0 else x if (b := self.program.buffers[i]).is_loose or b.kind in fixed else x.copy()
+            for i, x in ((i, self._arrays[i]) for i in buffers)
+        ]
+
+    def _body(self, program: Program, item: Control) -> control.Run:
+        """What runs a program of a control flow instruction: an engine that reads what it captures where it is."""
+        inner = type(self)(program, (), self.communicator, self._xp)
+        captured = item.ins[len(item.ins) - item.captured :]
+        fixed = [None if self.program.buffers[i].is_loose else self._arrays[i] for i in captured]
+        first = len(program.inputs) - item.captured
+        inner.rebind([*[None] * first, *fixed], [None] * len(program.outputs))
+
+        def run(*operands: Any) -> list[Any]:
+            loose = [self._arrays[i] if self.program.buffers[i].is_loose else None for i in captured]
+            outs = inner.run([*operands, *loose])
+            return [x if port.is_loose else x.copy() for x, port in zip(outs, program.outputs)]
+
+        return run
+
+    @staticmethod
+    def _type(buffer: Buffer) -> TensorType:
+        return TensorType(element_dtype(buffer.dtype) if buffer.is_loose else dtype(buffer.dtype), buffer.shape)
 
     def _describe(self, index: int, item: Instruction) -> str:
         buffers = [self.program.buffers[i] for i in item.ins if i >= 0]
@@ -206,6 +276,8 @@ class Engine:
         buffer = self.program.buffers[number]
         if number in self._given:
             return self._given[number]
+        if buffer.is_loose:
+            return None
         if buffer.kind == "view":
             return self._view(buffer)
         if buffer.kind == "weight":

@@ -6,6 +6,7 @@ from math import prod
 
 from onnxmesh.runtime.dtypes import dtype
 from onnxmesh.runtime.exchange import staging_sizes
+from onnxmesh.runtime.loose import is_loose
 from onnxmesh.runtime.memory import WORKSPACE_BYTES, aligned
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import local_shape
@@ -13,7 +14,9 @@ from onnxmesh.runtime.plan import Plan, Port, Program, Weight
 
 
 def local_bytes(tensor: Weight | Port, mesh: Mesh) -> int:
-    """Bytes of one rank's piece of a weight, an input or an output."""
+    """Bytes of one rank's piece of a weight, an input or an output; none of a loose value."""
+    if is_loose(tensor.dtype):
+        return 0
     shape = tensor.shape
     for axis, placement in tensor.spec:
         shape = local_shape(shape, placement, mesh.axis_size(axis))

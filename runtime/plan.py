@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onnxmesh.runtime.dtypes import dtype as to_dtype
+from onnxmesh.runtime.loose import is_loose
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Placement
 
-VERSION = 2
+VERSION = 3
 
 ROOTED = ("Broadcast", "ReduceTo", "GatherTo", "ScatterFrom")
 """Kinds of collectives that have a root. No pass makes them; a graph that was sharded elsewhere may hold them."""
@@ -41,30 +42,46 @@ class Buffer:
     kind `arena`: `offset` is its place in the arena in bytes. kind `view`: bytes of the buffer `source`, `offset` of
     them after its first; element i lies `sum(i * strides)` elements from there, an empty `strides` says row-major.
     kind `weight`: `source` is the index of the weight. kind `input`: `source` is the index of the graph input.
+
+    kind `loose`: a slot outside of the arena for a value without a static tensor type. Its dtype, and that of an input
+    which is such a value, is ONNX Runtime's word for the type (`seq(tensor(float))`); a dim that is not known is -1.
     """
 
     dtype: str
     shape: tuple[int, ...]
-    kind: Literal["arena", "view", "weight", "input"]
+    kind: Literal["arena", "view", "weight", "input", "loose"]
     offset: int = 0
     source: int = -1
     strides: tuple[int, ...] = ()
 
     @property
+    def is_loose(self) -> bool:
+        """Whether it holds a value without a static tensor type (see onnxmesh.runtime.loose)."""
+        return is_loose(self.dtype)
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of its elements. Raises ValueError for an unknown dtype."""
-        return prod(self.shape) * to_dtype(self.dtype).itemsize
+        """Bytes of its elements that are planned: none of a loose value. Raises ValueError for an unknown dtype."""
+        return 0 if self.is_loose else prod(self.shape) * to_dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
 class Port:
-    """A graph input or output: its global view, its placement, and the buffer that holds the local view."""
+    """A graph input or output: its global view, its placement, and the buffer that holds the local view.
+
+    dtype and shape of a loose value are those of its buffer.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     spec: Spec
     buffer: int
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether it is a value without a static tensor type (see onnxmesh.runtime.loose)."""
+        return is_loose(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -94,6 +111,18 @@ class Launch:
     node: str = ""
     stream: int = 0
     after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Control(Launch):
+    """Control flow: `kernel` (If, Loop, Scan, SequenceMap) runs the named programs, each on one rank by itself.
+
+    What a program reads besides its operands, weights included, are the last `captured` of `ins`, in the order of
+    its last inputs. All ranks get the same operands, so they all go the same way.
+    """
+
+    captured: int = 0
+    programs: Mapping[str, Program] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

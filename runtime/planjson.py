@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from onnxmesh.runtime.dtypes import dtype
 from onnxmesh.runtime.errors import PlanError
+from onnxmesh.runtime.loose import check_type, is_loose
 from onnxmesh.runtime.mesh import AXES, Mesh
 from onnxmesh.runtime.placement import from_json as placement_from_json
 from onnxmesh.runtime.placement import to_json as placement_to_json
@@ -18,6 +19,7 @@ from onnxmesh.runtime.plan import (
     VERSION,
     Buffer,
     Collective,
+    Control,
     Instruction,
     Launch,
     Plan,
@@ -55,9 +57,7 @@ def parse(data: bytes) -> tuple[Plan, str]:
     if stated != _digest(body) or data != _layout({**body, "digest": stated}).encode():
         raise PlanError("plan.json is damaged: its digest does not match", hint="compile the model again")
     try:
-        for program in body["programs"]:
-            program.setdefault("values", {})
-        return _plan_from_json(_from_first(body) if version == 1 else body)
+        return _plan_from_json(_from_older(body))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise PlanError(f"plan.json: {error}") from error
 
@@ -81,11 +81,15 @@ def _check_version(version: Any) -> None:
         )
 
 
-def _from_first(body: dict[str, Any]) -> dict[str, Any]:
-    """A plan of version 1 as one of version 2: its buffers have no strides, all of them are row-major."""
-    for program in body["programs"]:
-        for buffer in program["buffers"]:
-            buffer.setdefault("strides", [])
+def _from_older(body: dict[str, Any]) -> dict[str, Any]:
+    """A plan of any version as one of this version.
+
+    Version 1: buffers have no strides, all of them are row-major. Version 2: nothing is loose, no control flow.
+    """
+    if body["version"] == 1:
+        for program in body["programs"]:
+            for buffer in program["buffers"]:
+                buffer.setdefault("strides", [])
     return {**body, "version": VERSION}
 
 
@@ -114,7 +118,22 @@ def _record(value: Any) -> dict[str, Any]:
 
 
 def _instruction_to_json(instruction: Instruction) -> dict[str, Any]:
+    if isinstance(instruction, Control):
+        programs = {name: _program_to_json(program) for name, program in instruction.programs.items()}
+        return {"is": "control", **_record(instruction), "programs": programs}
     return {"is": "launch" if isinstance(instruction, Launch) else "collective", **_record(instruction)}
+
+
+def _program_to_json(program: Program) -> dict[str, Any]:
+    return {
+        "dims": dict(program.dims),
+        "inputs": [_record(port) for port in program.inputs],
+        "outputs": [_record(port) for port in program.outputs],
+        "buffers": [_record(buffer) for buffer in program.buffers],
+        "instructions": [_instruction_to_json(item) for item in program.instructions],
+        "arena_bytes": program.arena_bytes,
+        **({"values": dict(program.values)} if program.values else {}),
+    }
 
 
 def _plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -123,18 +142,7 @@ def _plan_to_json(plan: Plan) -> dict[str, Any]:
         "producer": plan.producer,
         "mesh": plan.mesh.to_json(),
         "weights": [_record(weight) for weight in plan.weights],
-        "programs": [
-            {
-                "dims": dict(program.dims),
-                "inputs": [_record(port) for port in program.inputs],
-                "outputs": [_record(port) for port in program.outputs],
-                "buffers": [_record(buffer) for buffer in program.buffers],
-                "instructions": [_instruction_to_json(item) for item in program.instructions],
-                "arena_bytes": program.arena_bytes,
-                **({"values": dict(program.values)} if program.values else {}),
-            }
-            for program in plan.programs
-        ],
+        "programs": [_program_to_json(program) for program in plan.programs],
     }
     return plain(body)
 
@@ -181,6 +189,14 @@ def _dtype(value: Any) -> str:
     return str(value)
 
 
+def _type(value: Any) -> str:
+    """A dtype's name, or the type of a loose value."""
+    if not is_loose(_text(value)):
+        return _dtype(value)
+    check_type(value)
+    return str(value)
+
+
 def _one_of(*choices: str) -> Reader:
     def read(value: Any) -> str:
         if value not in choices:
@@ -221,17 +237,17 @@ def _anything(value: Any) -> Any:
 _INDICES = _tuple(_int)
 _SPEC = _tuple(_axis_placement)
 _BUFFER: Mapping[str, Reader] = {
-    "dtype": _dtype,
-    "shape": _tuple(_size),
-    "kind": _one_of("arena", "view", "weight", "input"),
+    "dtype": _type,
+    "shape": _INDICES,
+    "kind": _one_of("arena", "view", "weight", "input", "loose"),
     "offset": _size,
     "source": _int,
     "strides": _tuple(_size),
 }
 _PORT: Mapping[str, Reader] = {
     "name": _text,
-    "dtype": _dtype,
-    "shape": _tuple(_size),
+    "dtype": _type,
+    "shape": _INDICES,
     "spec": _SPEC,
     "buffer": _size,
 }
@@ -244,7 +260,7 @@ _WEIGHT: Mapping[str, Reader] = {
     "shards": _mapping(_text),
 }
 _INSTRUCTION: Mapping[str, Reader] = {
-    "is": _one_of("launch", "collective"),
+    "is": _one_of("launch", "control", "collective"),
     "ins": _INDICES,
     "outs": _INDICES,
     "attrs": _mapping(_anything),
@@ -280,12 +296,26 @@ def _reads(kind: Callable[..., T], readers: Mapping[str, Reader], what: str) -> 
 
 
 def _instruction(value: Any) -> Instruction:
-    launch = isinstance(value, dict) and value.get("is") == "launch"
-    read = _fields(value, _LAUNCH if launch else _COLLECTIVE, "instruction")
+    kind, readers = _INSTRUCTIONS.get(
+        str(value.get("is")) if isinstance(value, dict) else "", (Collective, _COLLECTIVE)
+    )
+    read = _fields(value, readers, "instruction")
     read.pop("is")
-    return Launch(**read) if launch else Collective(**read)
+    made: Instruction = kind(**read)
+    return made
 
 
+def _program(value: Any) -> Program:
+    whole = {"values": {}, **value} if isinstance(value, dict) else value
+    return Program(**_fields(whole, _PROGRAM, "program"))
+
+
+_CONTROL: Mapping[str, Reader] = {**_LAUNCH, "captured": _size, "programs": _mapping(_program)}
+_INSTRUCTIONS: Mapping[str, tuple[Callable[..., Any], Mapping[str, Reader]]] = {
+    "launch": (Launch, _LAUNCH),
+    "control": (Control, _CONTROL),
+    "collective": (Collective, _COLLECTIVE),
+}
 _PROGRAM: Mapping[str, Reader] = {
     "dims": _mapping(_size),
     "inputs": _tuple(_reads(Port, _PORT, "input")),
@@ -300,7 +330,7 @@ _PLAN: Mapping[str, Reader] = {
     "producer": _text,
     "mesh": Mesh.from_json,
     "weights": _tuple(_reads(Weight, _WEIGHT, "weight")),
-    "programs": _tuple(_reads(Program, _PROGRAM, "program")),
+    "programs": _tuple(_program),
     "report": _text,
 }
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import numpy as np
 
-from onnxmesh.runtime import agreement
+from onnxmesh.runtime import agreement, loose
 from onnxmesh.runtime.binding import Binding, Memory
 from onnxmesh.runtime.bound_values import bound_values, check_bound
 from onnxmesh.runtime.comm import Array, Communicator
@@ -43,10 +43,13 @@ _OWN = "use one GPU, or one process for each rank with a communicator (torchrun,
 
 @dataclass(frozen=True)
 class NodeArg:
-    """An input or output: its name, its global shape, and its type as ONNX Runtime writes it."""
+    """An input or output: its name, its global shape, and its type as ONNX Runtime writes it.
+
+    A dim that depends on data is None; a sequence, and an optional value, has no dims.
+    """
 
     name: str
-    shape: list[int]
+    shape: list[int | None]
     type: str
 
 
@@ -191,6 +194,9 @@ class Session:
         if self._processes is not None or self.io == "root":
             reason = _ELSEWHERE if self._processes is not None else "only rank 0 has inputs"
             raise InvalidArgument(f"{reason}: there is no memory to bind", hint=_OWN)
+        ports = [*self._program.inputs, *(port for port in self._program.outputs if port.name in (outputs or {}))]
+        if any(port.is_loose for port in ports):
+            raise InvalidArgument("values whose size depends on data have no memory to bind", hint="use run")
         self._outputs(list(outputs or {}))
         binding = Binding(self, self.check(inputs), outputs or {})
         binding.prepare()
@@ -216,6 +222,8 @@ class Session:
 
         Raises InvalidArgument.
         """
+        if port.is_loose:
+            return self._checked_loose(port, value, what)
         try:
             array = self._adopt(value)
         except InvalidArgument as error:
@@ -229,6 +237,14 @@ class Session:
                 f"got {array.dtype.name}{list(array.shape)}"
             )
         return array
+
+    def _checked_loose(self, port: Port, value: Any, what: str) -> Any:
+        if self.io == "root" or self._processes is not None:
+            raise InvalidArgument(f"{what} {port.name!r} is {port.dtype}: it cannot be sent to other processes")
+        try:
+            return loose.checked(value, port.dtype, port.shape)
+        except ValueError as error:
+            raise InvalidArgument(f"{what} {port.name!r}: {error}") from None
 
     def measure(self, work: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
         """What every rank that is this session's measures (see onnxmesh.runtime.bench_rank), by rank.
@@ -332,13 +348,15 @@ class Session:
 
     def local(self, rank: int, port: Port, array: Array) -> Array:
         """A rank's piece of an input, which may be just that already; a view where it can be."""
-        if array.shape != port.shape:
+        if port.is_loose or array.shape != port.shape:
             return array
         return cut_view(array, port.spec, self.plan.mesh, rank, self._device.xp)
 
     def joined(self, port: Port) -> np.ndarray:
         """An output's global view, from the memory of all ranks' engines in this process."""
         pieces = {rank: engine.array(port.buffer) for rank, engine in self._engines.items()}
+        if port.is_loose:
+            return pieces[min(pieces)]
         return np.array(join_views(pieces, port.spec, self.plan.mesh))
 
     # --- starting -------------------------------------------------------------------------------------------
@@ -465,4 +483,5 @@ def _no_weights(name: str) -> np.ndarray:
 
 
 def _node_arg(port: Port) -> NodeArg:
-    return NodeArg(port.name, list(port.shape), ort_type(port.dtype))
+    kind = port.dtype if port.is_loose else ort_type(port.dtype)
+    return NodeArg(port.name, [None if size < 0 else size for size in port.shape], kind)

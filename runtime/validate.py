@@ -8,12 +8,13 @@ from typing import Any
 import onnxmesh.runtime.kernels  # noqa: F401  (registers them)
 from onnxmesh.runtime import recipe
 from onnxmesh.runtime.comm import REDUCTIONS
+from onnxmesh.runtime.control import CONTROL
 from onnxmesh.runtime.dtypes import dtype
 from onnxmesh.runtime.errors import PlanError
-from onnxmesh.runtime.kernels.registry import find
+from onnxmesh.runtime.kernels.registry import find_for
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Partial, Shard, local_shape
-from onnxmesh.runtime.plan import ROOTED, Buffer, Collective, Instruction, Plan, Port, Program, Spec, Weight
+from onnxmesh.runtime.plan import ROOTED, Buffer, Collective, Control, Instruction, Plan, Port, Program, Spec, Weight
 from onnxmesh.runtime.segments import segments_of
 
 _SEGMENTED = {
@@ -110,6 +111,10 @@ def _repeats(buffer: Buffer) -> bool:
 
 
 def _check_buffer(buffer: Buffer, index: int, program: Program, plan: Plan, where: str) -> None:
+    _require(all(size >= (-1 if buffer.is_loose else 0) for size in buffer.shape), f"{where} has a negative dim")
+    if buffer.is_loose or buffer.kind == "loose":
+        _check_loose(buffer, program, where)
+        return
     _require(buffer.offset >= 0 and buffer.offset % dtype(buffer.dtype).itemsize == 0, f"{where} is not aligned")
     _require(buffer.kind == "view" or not buffer.strides, f"{where} has strides, but is no view")
     if buffer.kind == "arena":
@@ -131,6 +136,17 @@ def _check_buffer(buffer: Buffer, index: int, program: Program, plan: Plan, wher
         _require(expected == (buffer.dtype, buffer.shape), f"{where} does not fit its {buffer.kind}")
 
 
+def _check_loose(buffer: Buffer, program: Program, where: str) -> None:
+    """A value without a static type lies in a slot of its own, or is an input; nothing else is so."""
+    _require(buffer.is_loose, f"{where} is loose, but of the dtype {buffer.dtype}")
+    _require(buffer.kind in ("loose", "input"), f"{where} is of the type {buffer.dtype}, but lies in memory")
+    _require(not buffer.offset and not buffer.strides, f"{where} is loose, but has a place")
+    if buffer.kind == "input":
+        _require(0 <= buffer.source < len(program.inputs), f"{where}: there is no input {buffer.source}")
+        port = program.inputs[buffer.source]
+        _require((port.dtype, port.shape) == (buffer.dtype, buffer.shape), f"{where} does not fit its input")
+
+
 def _is_cycle(program: Program, index: int) -> bool:
     seen = set()
     while program.buffers[index].kind == "view":
@@ -146,6 +162,7 @@ def _is_cycle(program: Program, index: int) -> bool:
 def _check_port(port: Port, program: Program, mesh: Mesh, where: str) -> None:
     _require(0 <= port.buffer < len(program.buffers), f"{where}: there is no buffer {port.buffer}")
     buffer = program.buffers[port.buffer]
+    _require(not port.is_loose or not port.spec, f"{where} is cut, but its shape is not known")
     expected = (port.dtype, local(port.shape, port.spec, mesh, where))
     _require(expected == (buffer.dtype, buffer.shape), f"{where} does not fit its buffer")
 
@@ -156,14 +173,36 @@ def _check_instruction(item: Instruction, index: int, program: Program, mesh: Me
     first = 0 if collective else -1
     _require(all(first <= i < count for i in item.ins), f"{where} reads a buffer that does not exist")
     _require(all(0 <= i < count for i in item.outs), f"{where} writes a buffer that does not exist")
-    writable = all(_root(program, i).kind == "arena" for i in item.outs)
+    writable = all(_root(program, i).kind in ("arena", "loose") for i in item.outs)
     _require(writable, f"{where} writes a weight or an input")
+    touched = [program.buffers[i] for i in (*item.ins, *item.outs) if i >= 0]
+    _require(not collective or not any(b.is_loose for b in touched), f"{where} sends a value without a static type")
     _require(not any(_repeats(program.buffers[i]) for i in item.outs), f"{where} writes one place twice")
     _require(all(0 <= i < index for i in item.after), f"{where} waits for a later instruction")
     if isinstance(item, Collective):
         _check_collective(item, program, mesh, where)
+    elif isinstance(item, Control):
+        _check_control(item, program, mesh, where)
     else:
-        find(item.kernel)
+        find_for(item, program.buffers)
+
+
+def _check_control(item: Control, program: Program, mesh: Mesh, where: str) -> None:
+    """Its programs are there, with inputs for what they capture, and hold no weights and no collectives."""
+    names = CONTROL.get(item.kernel)
+    _require(names is not None and set(names) == set(item.programs), f"{where}: wrong programs for {item.kernel}")
+    _require(item.captured <= len(item.ins), f"{where} captures more than it reads")
+    captured = [program.buffers[i] for i in item.ins[len(item.ins) - item.captured :] if i >= 0]
+    _require(len(captured) == item.captured, f"{where} captures a buffer that does not exist")
+    for name, inner in item.programs.items():
+        here = f"{where}, {name}"
+        _check_program(inner, Plan(mesh, (), (inner,)), here)
+        alone = not any(isinstance(each, Collective) for each in inner.instructions)
+        _require(alone, f"{here} sends data to other ranks")
+        ends = inner.inputs[len(inner.inputs) - item.captured :] if item.captured else ()
+        fits = [(p.dtype, p.shape) for p in ends] == [(b.dtype, b.shape) for b in captured]
+        _require(fits, f"{here}: its last inputs are not what is captured")
+        _require(not any(port.spec for port in (*inner.inputs, *inner.outputs)), f"{here} is cut")
 
 
 def _root(program: Program, index: int) -> Buffer:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.frontend import load
+from onnxmesh.compiler.ir.loose import loose_type
 from onnxmesh.passes.bind.bind import bind
 from onnxmesh.passes.graph.fold import LIMIT
 from onnxmesh.passes.normalise.normalise import normalise
@@ -218,17 +219,6 @@ def test_the_branch_that_is_taken_is_inlined() -> None:
         assert model.graph.outputs[0].name == "y"
 
 
-def test_a_branch_that_depends_on_data_is_refused() -> None:
-    output = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
-    branch = helper.make_graph([helper.make_node("Relu", ["x"], ["out"])], "b", [], [output])
-    nodes = [
-        helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0),
-        helper.make_node("Cast", ["total"], ["c"], to=TensorProto.BOOL),
-        helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch, name="choice"),
-    ]
-    assert "node 'choice' (If) is control flow that depends on data" in refused(graph(nodes, {"x": [2]}, ["y"]), {}, {})
-
-
 @pytest.mark.parametrize("keepdims", [0, 1])
 def test_sequences_of_tensors_are_taken_apart(keepdims: int) -> None:
     nodes = [
@@ -240,22 +230,26 @@ def test_sequences_of_tensors_are_taken_apart(keepdims: int) -> None:
     weights = {"at0": np.array(0), "at1": np.array(-1)}
     model = bind(graph(nodes, {"x": ["b", 3, 4]}, ["y"], weights), {}, {"b": 2})
     assert output_shape(model) == [2, 2, 4]
-    assert [op for op in ops(model) if "Sequence" in op] == ["SplitToSequence", "SequenceConstruct"]
+    assert [op for op in ops(model) if "Sequence" in op] == ["Loose.SplitToSequence", "Loose.SequenceConstruct"]
     x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     np.testing.assert_array_equal(evaluate(normalise(model), {"x": x})["y"], x[:, [2, 0]])
 
 
-def test_shapes_that_depend_on_data_name_the_node() -> None:
-    nodes = [helper.make_node("NonZero", ["x"], ["n"], name="find"), helper.make_node("Cast", ["n"], ["y"], to=1)]
-    assert "depends on the data that node 'find' (NonZero) sees" in refused(graph(nodes, {"x": [4]}, ["y"]), {}, {})
+def test_a_shape_that_depends_on_data_makes_a_loose_value() -> None:
+    nodes = [helper.make_node("NonZero", ["x"], ["n"]), helper.make_node("Cast", ["n"], ["y"], to=1)]
+    model = bind(graph(nodes, {"x": [4]}, ["y"]), {}, {})
+    assert ops(model) == ["Loose.NonZero", "Loose.Cast"]
+    found = loose_type(model.graph.outputs[0])
+    assert found is not None
+    assert (found.text, found.shape) == ("tensor(float)", (1, -1))
 
 
-def test_numbers_that_are_data_name_the_input() -> None:
+def test_an_op_with_sizes_that_are_data_keeps_its_form() -> None:
     nodes = [
         helper.make_node("Cast", ["x"], ["sizes"], to=TensorProto.INT64),
         helper.make_node("Expand", ["x", "sizes"], ["y"], name="grow"),
     ]
-    assert "depends on 'sizes', which node 'grow' (Expand)" in refused(graph(nodes, {"x": [1]}, ["y"]), {}, {})
+    assert ops(bind(graph(nodes, {"x": [1]}, ["y"]), {}, {})) == ["Cast", "Loose.Expand"]
 
 
 def test_ops_that_onnx_has_no_shape_function_for() -> None:

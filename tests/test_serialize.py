@@ -22,7 +22,7 @@ from onnxmesh.runtime.errors import PlanError
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.onnx_weights import onnx_fetch
 from onnxmesh.runtime.placement import Segment, Shard
-from onnxmesh.runtime.plan import Buffer, Collective, Launch, Plan, Port, Program, Weight
+from onnxmesh.runtime.plan import VERSION, Buffer, Collective, Launch, Plan, Port, Program, Weight
 from onnxmesh.runtime.recipe import cut_spec, evaluate
 from onnxmesh.runtime.serialize import load, load_weights, read_weights, save
 from onnxmesh.runtime.shards import Entry, ShardFile, ShardWriter
@@ -164,8 +164,9 @@ def test_a_rank_reads_its_own_files_only(folder: Path) -> None:
 
 def test_a_newer_plan_says_so(folder: Path) -> None:
     body = json.loads((folder / "plan.json").read_text())
-    (folder / "plan.json").write_text(json.dumps({**body, "version": 3, "news": []}))
-    with pytest.raises(PlanError, match=re.escape("plan version 3 is newer than this onnxmesh understands (2)")):
+    (folder / "plan.json").write_text(json.dumps({**body, "version": VERSION + 1, "news": []}))
+    message = f"plan version {VERSION + 1} is newer than this onnxmesh understands ({VERSION})"
+    with pytest.raises(PlanError, match=re.escape(message)):
         load(folder)
 
 
@@ -187,7 +188,7 @@ def test_a_plan_of_the_first_version_has_no_strides(folder: Path) -> None:
 
     rewrite(folder, change)
     found = load(folder)
-    assert found.version == 2
+    assert found.version == VERSION
     assert found.programs[0].buffers == plan().programs[0].buffers[:5]
 
 

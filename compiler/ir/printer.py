@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx_ir as ir
 
+from onnxmesh.compiler.ir.loose import BODIES, loose_type
 from onnxmesh.compiler.ir.view import dtype_of, plain_attrs
+from onnxmesh.runtime.loose import dims
 from onnxmesh.runtime.placement import Replicate
 
 
@@ -13,9 +17,17 @@ def graph_text(graph: ir.Graph) -> str:
     lines = [f"graph {graph.name or ''}".rstrip()]
     lines += [f"  input  {value_text(value)}" for value in graph.inputs]
     lines += [f"  const  {value_text(value)}" for value in graph.initializers.values()]
-    lines += [f"  {node_text(node)}" for node in graph]
+    lines += [f"  {line}" for node in graph for line in _node_lines(node)]
     lines += [f"  output {value.meta.get('output_name', value.name)} = %{value.name}" for value in graph.outputs]
     return "\n".join(lines) + "\n"
+
+
+def _node_lines(node: ir.Node) -> Iterator[str]:
+    """A node, and the graphs that it holds below it."""
+    yield node_text(node)
+    for name, body in node.meta.get(BODIES, {}).items():
+        yield f"  {name}:"
+        yield from (f"  {line}" for line in graph_text(body).splitlines())
 
 
 def node_text(node: ir.Node) -> str:
@@ -28,6 +40,8 @@ def node_text(node: ir.Node) -> str:
 
 def value_text(value: ir.Value) -> str:
     """Name, type, and the placements on the axes applied so far."""
+    if (found := loose_type(value)) is not None:
+        return f"%{value.name}: {found.text}{dims(found.shape)}"
     shape = "?" if value.shape is None else ",".join(str(dim) for dim in value.shape)
     dtype = "?" if value.dtype is None else dtype_of(value)
     spec = "".join(f" {axis}:{p}" for axis, p in value.meta.get("spec", ()) if not isinstance(p, Replicate))

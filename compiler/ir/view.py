@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxmesh.compiler.errors import CompilerDefect
+from onnxmesh.compiler.ir.loose import onnx_op
 from onnxmesh.compiler.ir.rule import OpView, Shape
 
 FIXED_DEPTH = 12
@@ -74,7 +75,7 @@ def _plain(node: ir.Node, attr: ir.Attr) -> Any:
         return tuple(array.ravel().tolist())
     if attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
         raise CompilerDefect(f"node {node.name!r} ({node.op_type}) holds a graph")
-    if attr.name == "to" and node.op_type in ("Cast", "BitCast"):
+    if attr.name == "to" and onnx_op(node) in ("Cast", "BitCast"):
         return str(ir.DataType(attr.as_int()).numpy().name)
     value = attr.value
     return tuple(value) if isinstance(value, (list, tuple)) else value

@@ -1,7 +1,8 @@
 """Bind the dynamic dims of the inputs, then walk the graph once: fold constants and give every value its type.
 
 With all inputs static every shape computation is a constant, so one walk in topological order folds it away and
-types the rest. Ops of other domains that have a meaning in ONNX ops are expanded on the way.
+types the rest. Ops of other domains that have a meaning in ONNX ops are expanded on the way. Values whose shape stays
+unknown, or that are no tensors of numbers, are set apart in the end, as loose values.
 """
 
 from __future__ import annotations
@@ -11,17 +12,16 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from onnxmesh.compiler.errors import ModelError
+from onnxmesh.passes.bind.apart import reads_loose, set_apart, strings_as_nodes
+from onnxmesh.passes.bind.control import bind_control, is_control
 from onnxmesh.passes.bind.grid import gather_in_order
 from onnxmesh.passes.bind.scalars import take_scalars
 from onnxmesh.passes.bind.sequences import take_apart
 from onnxmesh.passes.bind.values import Arrays, bind_values
 from onnxmesh.passes.graph.build import Builder
-from onnxmesh.passes.graph.deciding import value_hint
 from onnxmesh.passes.graph.fold import fold, inline_if
-from onnxmesh.passes.graph.infer import infer, label, static_shape
+from onnxmesh.passes.graph.infer import infer, label
 from onnxmesh.passes.normalise.expansions import expansion_of
-
-DATA_DEPENDENT = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression", "StringSplit"})
 
 
 def bind(
@@ -30,13 +30,13 @@ def bind(
     dims: Mapping[str, int],
     values: Arrays | None = None,
 ) -> ir.Model:
-    """Bind input shapes (`shapes` by input, `dims` by the dim's name) and make every shape static, in place.
+    """Bind input shapes (`shapes` by input, `dims` by the dim's name) and infer every type, in place.
 
     Inputs that `values` names become constants (see passes/bind/values.py).
 
     Raises:
-        ModelError: a binding is unknown or contradicts the model; a dim stays unknown; a shape depends on data;
-            the inputs of a node do not fit it.
+        ModelError: a binding is unknown or contradicts the model; a dim of an input stays unknown; the inputs of a
+            node do not fit it.
     """
     values = values or {}
     bind_inputs(model.graph, {**{name: array.shape for name, array in values.items()}, **shapes}, dims)
@@ -49,7 +49,7 @@ def bind(
 
 
 def bind_inputs(graph: ir.Graph, shapes: Mapping[str, Sequence[int]], dims: Mapping[str, int]) -> None:
-    """Give every graph input a static shape.
+    """Give every graph input that is a tensor of numbers a static shape.
 
     Raises:
         ModelError: as `bind`.
@@ -62,8 +62,8 @@ def bind_inputs(graph: ir.Graph, shapes: Mapping[str, Sequence[int]], dims: Mapp
             raise ModelError(f"the shape {list(shape)} of input '{name}' has a negative dim")
     sizes = _bind_names(inputs, shapes, dims)
     for name, value in inputs.items():
-        if not isinstance(value.type, ir.TensorType):
-            raise ModelError(f"input '{name}' is not a tensor, but {value.type}", hint="export it with tensors only")
+        if not isinstance(value.type, ir.TensorType) or value.dtype == ir.DataType.STRING:
+            continue
         value.shape = ir.Shape(_bound(value, shapes.get(name), sizes))
 
 
@@ -195,56 +195,41 @@ def _listed(names: Sequence[str] | Mapping[str, object] | set[str]) -> str:
 
 
 def propagate(graph: ir.Graph) -> None:
-    """Fold constants and infer types until every value has a static shape; nodes must be in topological order.
+    """Fold constants and infer types, then set apart what is loose; nodes must be in topological order.
 
     Raises:
-        ModelError: a shape depends on data or cannot be inferred, or the inputs of a node do not fit it.
+        ModelError: a type cannot be inferred, the inputs of a node do not fit it, or nothing computes it.
     """
     for value in graph.initializers.values():
         if value.const_value is not None:
             value.shape = ir.Shape(value.const_value.shape.numpy())
             value.type = ir.TensorType(value.const_value.dtype)
+    strings_as_nodes(graph)
     for node in graph:
-        expansion = expansion_of(node)
-        if expansion is not None:
-            expansion(node, Builder(graph, node))
-            continue
-        if any(rewrite(graph, node) for rewrite in (inline_if, take_apart, take_scalars, fold, gather_in_order)):
-            continue
-        infer(node, graph.opset_imports)
-        _require_static(node)
-    for output in graph.outputs:
-        if static_shape(output) is None:
-            raise ModelError(f"the shape of output '{output.name}' is unknown: {output.shape}")
+        if not _rewrite(graph, node):
+            if is_control(node):
+                bind_control(graph, node, propagate)
+            else:
+                infer(node, graph.opset_imports)
+            _require_types(node)
+    set_apart(graph)
 
 
-def _require_static(node: ir.Node) -> None:
+def _rewrite(graph: ir.Graph, node: ir.Node) -> bool:
+    """Replace a node by others, or by constants, where it can be; says whether it did."""
+    if reads_loose(node):
+        return inline_if(graph, node) or take_apart(graph, node)
+    expansion = expansion_of(node)
+    if expansion is not None:
+        expansion(node, Builder(graph, node))
+        return True
+    return any(rewrite(graph, node) for rewrite in (inline_if, take_apart, take_scalars, fold, gather_in_order))
+
+
+def _require_types(node: ir.Node) -> None:
     for output in node.outputs:
-        if not output.name and not output.uses():
-            continue
-        if static_shape(output) is None:
-            raise _unknown_shape(node, output)
-        if output.dtype is None:
-            raise ModelError(f"the element type of '{output.name}', made by {label(node)}, is unknown")
-
-
-def _unknown_shape(node: ir.Node, output: ir.Value) -> ModelError:
-    if node.op_type in DATA_DEPENDENT:
-        return ModelError(
-            f"the shape of '{output.name}' depends on the data that {label(node)} sees",
-            hint="shapes must be known when compiling; export the model without that op",
-        )
-    computed = [v.name for v in node.inputs[1:] if v is not None and v.const_value is None and _is_shape(v)]
-    if computed:
-        return ModelError(
-            f"the shape of '{output.name}' depends on '{computed[0]}', which {label(node)} is given as data",
-            hint=f"shapes must be known when compiling; {value_hint(*node.inputs[1:])}",
-        )
-    return ModelError(
-        f"no shape can be inferred for '{output.name}', made by {label(node)}",
-        hint="an op of a custom domain needs a static shape in the file's value_info",
-    )
-
-
-def _is_shape(value: ir.Value) -> bool:
-    return value.dtype in (ir.DataType.INT64, ir.DataType.INT32) and value.shape is not None and len(value.shape) <= 1
+        if (output.name or output.uses()) and (output.type is None or output.dtype is None):
+            raise ModelError(
+                f"no type can be inferred for '{output.name}', made by {label(node)}",
+                hint="an op of a custom domain needs a type and a static shape in the file's value_info",
+            )

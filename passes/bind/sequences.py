@@ -1,6 +1,7 @@
 """Sequences of tensors, taken apart: what is known of every sequence is the list of its tensors.
 
-Older exports write `split`, `chunk` and `unbind` with them.
+Older exports write `split`, `chunk` and `unbind` with them. Where that list is not known when compiling, the sequence
+is a loose value.
 """
 
 from __future__ import annotations
@@ -10,24 +11,26 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.graph.build import Builder
-from onnxmesh.passes.graph.infer import constant, label, optional, present, shape_of
+from onnxmesh.passes.graph.infer import constant, infer, optional, present, shape_of, static_shape
 
 TENSORS = "tensors"
 """`meta` key of a value that is a sequence: its tensors."""
 
 
-def take_apart(graph: ir.Graph, node: ir.Node) -> bool:
-    """Replace an op on sequences by ops on their tensors; says whether it did.
+class Unknown(Exception):
+    """The length of a sequence, or a position in it, is not known when compiling."""
 
-    Raises:
-        ModelError: the length of a sequence or a position in it depends on data.
-    """
+
+def take_apart(graph: ir.Graph, node: ir.Node) -> bool:
+    """Replace an op on sequences by ops on their tensors; says whether it did: only where all positions are known."""
     rule = _RULES.get(node.op_type) if not node.domain else None
     if rule is None:
         return False
-    rule(node, Builder(graph, node))
+    try:
+        rule(node, Builder(graph, node))
+    except Unknown:
+        return False
     return True
 
 
@@ -35,18 +38,22 @@ def _become(b: Builder, tensors: list[ir.Value]) -> None:
     """The anchor's output is the sequence of `tensors`; the anchor stays, until nobody uses it."""
     if b.nodes:
         b.graph.insert_after(b.anchor, b.nodes)
+    infer(b.anchor, b.graph.opset_imports)
     b.anchor.outputs[0].meta[TENSORS] = tensors
 
 
 def _tensors(node: ir.Node, index: int = 0) -> list[ir.Value]:
+    found: list[ir.Value] | None = present(node, index).meta.get(TENSORS)
+    if found is None:
+        raise Unknown
+    return found
+
+
+def _tensor(node: ir.Node, index: int) -> ir.Value:
     value = present(node, index)
-    if TENSORS not in value.meta:
-        raise ModelError(
-            f"{label(node)} reads the sequence '{value.name}', whose tensors are not known when compiling",
-            hint="export the model without sequences of tensors",
-        )
-    tensors: list[ir.Value] = value.meta[TENSORS]
-    return tensors
+    if static_shape(value) is None or value.dtype == ir.DataType.STRING or not isinstance(value.type, ir.TensorType):
+        raise Unknown
+    return value
 
 
 def _position(node: ir.Node, index: int, length: int, default: int) -> int:
@@ -54,28 +61,28 @@ def _position(node: ir.Node, index: int, length: int, default: int) -> int:
     value = optional(node, index)
     number = np.array(default) if value is None else constant(value)
     if number is None or not -length <= int(number.reshape(-1)[0]) <= length:
-        raise ModelError(f"{label(node)} needs a position in a sequence of {length} that is known when compiling")
+        raise Unknown
     position = int(number.reshape(-1)[0])
     return position + length if position < 0 else position
 
 
 def _construct(node: ir.Node, b: Builder) -> None:
-    _become(b, [v for v in node.inputs if v is not None])
+    _become(b, [_tensor(node, index) for index in range(len(node.inputs))])
 
 
 def _insert(node: ir.Node, b: Builder) -> None:
     tensors = _tensors(node)
     at = _position(node, 2, len(tensors), len(tensors))
-    _become(b, [*tensors[:at], present(node, 1), *tensors[at:]])
+    _become(b, [*tensors[:at], _tensor(node, 1), *tensors[at:]])
 
 
 def _split(node: ir.Node, b: Builder) -> None:
-    x = present(node, 0)
+    x = _tensor(node, 0)
     axis = node.attributes.get_int("axis", 0) % len(shape_of(x))
     size, split = shape_of(x)[axis], optional(node, 1)
     given = None if split is None else constant(split)
     if split is not None and given is None:
-        raise ModelError(f"{label(node)} splits into sizes that depend on data", hint="export it with fixed sizes")
+        raise Unknown
     step = 1 if given is None else int(given.reshape(-1)[0])
     stops = np.cumsum(given) if given is not None and given.ndim else np.minimum(np.arange(0, size, step) + step, size)
     starts = [0, *stops[:-1]]
@@ -88,7 +95,10 @@ def _split(node: ir.Node, b: Builder) -> None:
 
 def _at(node: ir.Node, b: Builder) -> None:
     tensors = _tensors(node)
-    b.replace(tensors[_position(node, 1, len(tensors), 0)])
+    position = _position(node, 1, len(tensors), 0)
+    if position == len(tensors):
+        raise Unknown
+    b.replace(tensors[position])
 
 
 def _length(node: ir.Node, b: Builder) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Hashable
 import onnx_ir as ir
 
 from onnxmesh.compiler.ir import recipe as recipes
+from onnxmesh.compiler.ir.loose import BODIES, onnx_op
 from onnxmesh.passes.graph.build import is_folded
 from onnxmesh.passes.graph.fold import NOT_FOLDED
 from onnxmesh.passes.graph.infer import attribute_key
@@ -18,7 +19,7 @@ def share_common(graph: ir.Graph) -> None:
     _share_constants(graph)
     seen: dict[Hashable, ir.Node] = {}
     for node in graph:
-        if node.op_type in NOT_FOLDED:
+        if onnx_op(node) in NOT_FOLDED or BODIES in node.meta:
             continue
         first = seen.setdefault(_key(node), node)
         if first is not node and not any(v.is_graph_output() for v in node.outputs):

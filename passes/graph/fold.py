@@ -74,11 +74,17 @@ def _constant_node(node: ir.Node) -> list[np.ndarray] | None:
         "value_float": np.float32,
         "value_floats": np.float32,
     }
+    if attribute.name in ("value_string", "value_strings") or (attribute.name == "value" and _is_text(attribute)):
+        return None
     if attribute.name == "value":
         return [read(attribute.as_tensor(), f"the value of {label(node)}")]
     if attribute.name not in dtypes:
         raise ModelError(f"{label(node)} holds a {attribute.name}, which is not a tensor of numbers")
     return [np.array(attribute.value, dtypes[attribute.name])]
+
+
+def _is_text(attribute: ir.Attr) -> bool:
+    return attribute.as_tensor().dtype == ir.DataType.STRING
 
 
 def _shape_node(node: ir.Node) -> list[np.ndarray] | None:
@@ -156,19 +162,10 @@ def _plain(attribute: ir.Attr) -> Any:
 
 
 def inline_if(graph: ir.Graph, node: ir.Node) -> bool:
-    """Put the nodes of the branch that an If takes in its place; says whether it did.
-
-    Raises:
-        ModelError: the node is control flow that depends on data.
-    """
-    if not any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
-        return False
-    condition = constant(node.inputs[0], LIMIT) if node.op_type == "If" else None
+    """Put the nodes of the branch that an If takes in its place; says whether it did."""
+    condition = constant(node.inputs[0], LIMIT) if node.op_type == "If" and not node.domain else None
     if condition is None:
-        raise ModelError(
-            f"{label(node)} is control flow that depends on data, which is not supported",
-            hint="export the model with that branch or loop fixed",
-        )
+        return False
     branch = node.attributes["then_branch" if condition.reshape(-1)[0] else "else_branch"].as_graph()
     nodes, outputs = take_nodes(branch, graph)
     if nodes:

@@ -15,8 +15,8 @@ import onnx_ir as ir
 from onnxmesh.compiler.errors import ModelError
 
 Shape = tuple[int | None, ...]
-Type = tuple[int, Shape | None]
-"""An ONNX element type and a shape; a dim that inference cannot tell is None."""
+Type = tuple[int, Shape | None] | bytes
+"""An ONNX element type and a shape; a dim that is unknown is None. What is no tensor is a TypeProto."""
 
 Types = tuple[Type | None, ...]
 Data = tuple[np.ndarray | None, ...]
@@ -123,9 +123,12 @@ def infer(node: ir.Node, opsets: Mapping[str, int]) -> None:
     for value, found in zip(node.outputs, types):
         if found is None:
             continue
+        if isinstance(found, bytes):
+            value.type = ir.serde.deserialize_type_proto_for_type(onnx.TypeProto.FromString(found))
+            continue
         dtype, shape = found
         value.type = ir.TensorType(ir.DataType(dtype))
-        if shape is not None and None not in shape:
+        if shape is not None and (None not in shape or static_shape(value) is None):
             value.shape = ir.Shape(shape)
 
 
@@ -160,7 +163,7 @@ _REMEMBERED: dict[Hashable, Types] = {}
 
 
 def _sizes(value: ir.Value | None) -> np.ndarray | None:
-    if value is None or value.dtype in (None, ir.DataType.STRING):
+    if value is None or value.dtype in (None, ir.DataType.STRING) or not isinstance(value.type, ir.TensorType):
         return None
     return constant(value, SIZES_LIMIT if value.dtype.is_integer() else SCALES_LIMIT)
 
@@ -197,7 +200,7 @@ def _ask(node: ir.Node, domain: str, version: int, types: Types, data: Data) -> 
     del proto.input[:], proto.output[:]
     proto.input.extend(names)
     proto.output.extend(outputs)
-    protos = {n: onnx.helper.make_tensor_type_proto(*t) for n, t in zip(names, types) if t is not None}
+    protos = {n: _proto(t) for n, t in zip(names, types) if t is not None}
     tensors = {n: onnx.numpy_helper.from_array(d, n) for n, d in zip(names, data) if d is not None}
     schema = onnx.defs.get_schema(node.op_type, version, domain)
     opsets = [onnx.helper.make_opsetid(domain, version)]
@@ -205,7 +208,13 @@ def _ask(node: ir.Node, domain: str, version: int, types: Types, data: Data) -> 
     return tuple(_read(found.get(n)) for n in outputs)
 
 
+def _proto(kind: Type) -> onnx.TypeProto:
+    return onnx.TypeProto.FromString(kind) if isinstance(kind, bytes) else onnx.helper.make_tensor_type_proto(*kind)
+
+
 def _read(proto: onnx.TypeProto | None) -> Type | None:
+    if proto is not None and proto.WhichOneof("value") in ("sequence_type", "optional_type"):
+        return bytes(proto.SerializeToString(deterministic=True))
     if proto is None or not proto.HasField("tensor_type") or not proto.tensor_type.elem_type:
         return None
     tensor = proto.tensor_type
@@ -216,6 +225,10 @@ def _read(proto: onnx.TypeProto | None) -> Type | None:
 
 
 def _type(value: ir.Value) -> Type:
+    if value.type is not None and not isinstance(value.type, ir.TensorType):
+        proto = onnx.TypeProto()
+        ir.serde.serialize_type_into(proto, value.type)
+        return bytes(proto.SerializeToString(deterministic=True))
     if value.shape is None:
         return int(dtype_of(value)), None
     return int(dtype_of(value)), tuple(d if isinstance(d, int) else None for d in value.shape.dims)

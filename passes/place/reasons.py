@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxmesh.compiler.ir import rule
+from onnxmesh.compiler.ir.loose import why_apart
 from onnxmesh.compiler.ir.rule import Strategy
 from onnxmesh.passes.place.roles import Allowed
 from onnxmesh.passes.place.tie import NodeClass
@@ -21,7 +22,7 @@ def why_replicated(cls: NodeClass, found: Sequence[Strategy], axis: str, allowed
     if cls.index in allowed.notes:
         return allowed.notes[cls.index]
     if rule.find(view.op) is None:
-        return f"no rule for {view.op}"
+        return why_apart(view.op) or f"no rule for {view.op}"
     if len(found) < 2:
         return f"none of its dims can be cut for {view.ranks} ranks"
     if len(allowed.strategies[cls.index]) < 2:

@@ -19,7 +19,7 @@ def _log_sum_exp(xp: Any, x: Array, axis: tuple[int, ...], keepdims: bool) -> Ar
     return logs if keepdims else xp.squeeze(logs, axis=axis)
 
 
-_REDUCTIONS: dict[str, Reduction] = {
+REDUCTIONS: dict[str, Reduction] = {
     "ReduceSum": lambda xp, x, **k: xp.sum(x, **k),
     "ReduceMean": lambda xp, x, **k: xp.mean(x, **k),
     "ReduceMax": lambda xp, x, **k: xp.max(x, **k),
@@ -46,7 +46,7 @@ def axes_of(call: Call, x: Array) -> tuple[int, ...]:
     return tuple(range(x.ndim)) if axes is None else tuple(axes)
 
 
-for _op, _reduction in _REDUCTIONS.items():
+for _op, _reduction in REDUCTIONS.items():
     _register(_op, _reduction)
 
 
