@@ -86,6 +86,10 @@ def verify(
         outputs = session.run(None, session.check(feeds))
         names = [port.name for port in session.get_outputs()]
     used, expected = reference(model, {**bound_values(plan.programs[0]), **feeds})
+    if missing := sorted(set(names) - set(expected)):
+        raise VerificationError(
+            f"the model has no output {missing[0]!r}", hint=f"its outputs are {', '.join(expected)}"
+        )
     limit = tolerance if tolerance is not None else default_tolerance(plan)
     rows = tuple(compare(name, ours, expected[name], limit) for name, ours in zip(names, outputs))
     return Verification(used, rows)

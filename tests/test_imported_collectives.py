@@ -133,7 +133,10 @@ def block(weights: Arrays, *, sends: Whole, by_rows: bool = False) -> onnx.Model
     for sublayer in (attention, mlp):
         normed = g("LayerNormalization", x, "scale")
         x = g("Add", x, sublayer(g, normed, sends, by_rows, heads))
-    return g.model(sends.gathered(g, x) if by_rows else x)
+    if by_rows:
+        sends.gathered(g, x)
+    g.nodes[-1].output[0] = "y"
+    return g.model("y")
 
 
 def attention(g: Graph, x: str, sends: Whole, by_rows: bool, heads: int) -> str:
@@ -224,7 +227,14 @@ def test_a_plan_of_several_files_is_saved_by_the_command_and_loaded(tmp_path: Pa
         names.append(str(tmp_path / f"rank{rank}.onnx"))
         onnx.save(block(share(rank, 2), sends=TensorRT(2)), names[-1])
     assert command("compile", *names, "-o", tmp_path / "sharded.plan").code == 0
-    np.testing.assert_allclose(run(onnxmesh.load(tmp_path / "sharded.plan"))[0], expected(), rtol=1e-4, atol=1e-5)
+    plan = onnxmesh.load(tmp_path / "sharded.plan")
+    np.testing.assert_allclose(run(plan)[0], expected(), rtol=1e-4, atol=1e-5)
+    onnx.save(block(WEIGHTS, sends=Whole()), tmp_path / "whole.onnx")
+    assert command("verify", tmp_path / "whole.onnx", "--plan", tmp_path / "sharded.plan").code == 0
+    g = Graph()
+    onnx.save(g.model(g("Relu", "x")), tmp_path / "other.onnx")
+    refused = command("verify", tmp_path / "other.onnx", "--plan", tmp_path / "sharded.plan")
+    assert "the model has no output 'y'" in refused.err
 
 
 # --- every collective ---------------------------------------------------------------------------------------

@@ -11,9 +11,11 @@ import ml_dtypes  # noqa: F401  (makes NumPy know bfloat16 and float8)
 import numpy as np
 from test_comm import DEFINED, SHAPE, cut, reduction, same, sample
 
+from onnxmesh.runtime.collectives import execute
 from onnxmesh.runtime.comm import REDUCTIONS, Communicator
 from onnxmesh.runtime.cuda.device import CudaDevice
 from onnxmesh.runtime.nccl import NcclCommunicator
+from onnxmesh.runtime.plan import Collective
 
 Act = Callable[[Any], Any]
 
@@ -66,9 +68,23 @@ def moving(comm: Communicator, axis: str, dtype: str, pieces: list[np.ndarray], 
     like = np.empty((SHAPE[0], SHAPE[1] // size), dtype)
     scatter: Act = lambda x: comm.scatter(x if at == root else None, axis, root, 1, like)  # noqa: E731
     yield Check("scatter", dtype, scatter, cut(pieces[root], 1, size, at))
+    yield from rooted(comm, axis, dtype, pieces, at)
     for offset in (1, -1, 3, 0):
         want = pieces[(at - offset) % size]
         yield Check(f"shift {offset}", dtype, lambda x, offset=offset: comm.shift(x, axis, offset), want)
+
+
+def rooted(comm: Communicator, axis: str, dtype: str, pieces: list[np.ndarray], at: int) -> Iterator[Check]:
+    """The instructions of a plan that have a root: every rank has a result, zeros where nothing comes."""
+    size, root = len(pieces), len(pieces) - 1
+    gathered = np.concatenate(pieces, 1)
+    for kind, attrs, want in (
+        ("Broadcast", {}, pieces[root]),
+        ("GatherTo", {"dim": 1}, gathered if at == root else np.zeros_like(gathered)),
+        ("ScatterFrom", {"dim": 1}, cut(pieces[root], 1, size, at)),
+    ):
+        item = Collective(kind, axis, (0,), (1,), {**attrs, "root": root})
+        yield Check(f"{kind} of a plan", dtype, lambda x, item=item: execute(item, x, comm, cupy), want)
 
 
 def holds(dtype: str) -> bool:
