@@ -145,11 +145,19 @@ def traffic(view: OpView) -> int:
     return sum(ins) + sum(nbytes(shape, dtype) for shape, dtype in zip(view.outs, view.out_dtypes))
 
 
+_STATISTICS = {"softmax": 2, "log_sum_exp": 2, "norm": 1, "arg": 1}
+"""How many numbers a row these expansions all-reduce."""
+
+
 def _expansion(view: OpView, local: OpView, strategy: Strategy, time: float, device: DeviceProfile) -> float:
     """What an expansion adds: statistics that are all-reduced, keys that go round."""
     if strategy.expand == "stat_norm":
         rows = prod(local.outs[0][:-1])
         return all_reduce(rows * 4, view.ranks, device) * (2 if view.op == "LayerNormalization" else 1)
+    if strategy.expand in _STATISTICS:
+        row = local.outs[0][int(view.attr("axis", -1))] if strategy.expand == "softmax" else 1
+        size = nbytes(local.outs[0], "float32") // row
+        return all_reduce(size, view.ranks, device) * _STATISTICS[strategy.expand]
     if strategy.expand == "ring":
         sent = sum(nbytes(s, d) for s, d in zip(local.ins[1:3], view.in_dtypes[1:3]) if s is not None)
         step = device.link("Shift", view.ranks)(sent)

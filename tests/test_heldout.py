@@ -179,3 +179,18 @@ def test_a_batched_constant_follows_the_batch() -> None:
     compiled = agreed(body, {"x": normal(2, 4, 16, 8)}, constants, dp=2)
     assert axis(compiled)["collectives"] == 1
     assert axis(compiled)["flops_per_rank"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "of_logits",
+    [
+        "i = ArgMax <axis = 1, keepdims = 0> (logits) y = Cast <to = 1> (i)",
+        "weights = Softmax <axis = 1> (logits) y = MatMul (weights, v)",
+        "logs = LogSoftmax <axis = 1> (logits) y = ReduceMax <axes = [1]> (logs)",
+    ],
+)
+def test_logits_of_a_shared_vocabulary_are_never_gathered(of_logits: str) -> None:
+    words = 1 << 14
+    constants = {"w": normal(8, words), **({"v": normal(words, 8)} if "v)" in of_logits else {})}
+    compiled = agreed(f"logits = MatMul (x, w) {of_logits}", {"x": normal(512, 8)}, constants, opset=17, tp=2)
+    assert axis(compiled)["bytes_sent"] < 512 * words

@@ -35,8 +35,17 @@ def _aligned(other: Shape, shape: Shape, labels: Labels) -> Labels:
     return tuple(labels[i + skip] if size == shape[i + skip] else None for i, size in enumerate(other))
 
 
+def softmax(view: OpView) -> Factors:
+    """Softmax, LogSoftmax: every dim; along `axis` two numbers a row are all-reduced (expansion `softmax`)."""
+    shape = view.ins[0]
+    assert shape is not None
+    axis = int(view.attr("axis", -1)) % len(shape)
+    labels: Labels = tuple("row" if i == axis and label else label for i, label in enumerate(numbered(shape)))
+    return Factors((labels,), (labels,), expand=(("row", "softmax"),), single=("row",))
+
+
 def one_axis(view: OpView) -> Factors:
-    """Softmax, LogSoftmax, CumSum, TopK, sorts: dims other than `axis`."""
+    """CumSum, TopK, sorts: dims other than `axis`."""
     shape = view.ins[0]
     assert shape is not None
     axis = int(view.attr("axis", -1)) % len(shape)
@@ -109,7 +118,8 @@ def neighbours(view: OpView) -> Factors:
 
 
 register("LayerNormalization", "RMSNormalization", factors=last_dims)
-register("Softmax", "LogSoftmax", "Hardmax", "CumSum", "CumProd", "TopK", "LpNormalization", factors=one_axis)
+register("Softmax", "LogSoftmax", factors=softmax)
+register("Hardmax", "CumSum", "CumProd", "TopK", "LpNormalization", factors=one_axis)
 register("InstanceNormalization", "BatchNormalization", factors=channels)
 register("GroupNormalization", factors=group_batch, ports=groups, localise=groups_localise)
 register("MeanVarianceNormalization", factors=moments)

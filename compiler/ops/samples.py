@@ -242,6 +242,7 @@ NORMS = [
     *(_sample(op, "f[6,12] -> f[6,12]", axis=-1) for op in ("Softmax", "LogSoftmax", "Hardmax", "CumSum", "CumProd")),
     _sample("LpNormalization", "f[6,12] -> f[6,12]", p=1),
     _sample("Softmax", "f[2,12,6] -> f[2,12,6]", axis=1),
+    _sample("Softmax", "h[4,24] -> h[4,24]"),
     _sample("CumSum", "f[4,12] -> f[4,12]", axis=0, reverse=1),
     _sample("TopK", "f[6,12] -> f[6,4], i[6,4]", axis=1, k=4),
     _sample("TopK", "f[12,6] -> f[4,6], i[4,6]", axis=0, k=4, largest=0),
@@ -273,6 +274,8 @@ def _reductions() -> list[Sample]:
         _sample("ReduceMean", "i[4,12] -> i[4,1]", axes=[1]),
         *(_sample(op, "f[6,12] -> i[6]", axis=1, keepdims=0) for op in ("ArgMax", "ArgMin")),
         _sample("ArgMax", "f[6,12] -> i[1,12]"),
+        _sample("ArgMax", "n[6,13] -> i[6,1]", axis=-1, select_last_index=1),
+        _sample("ArgMin", "h[4,24] -> i[4]", axis=1, keepdims=0, select_last_index=1),
     ]
 
 

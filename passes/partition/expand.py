@@ -10,85 +10,20 @@ import onnx_ir as ir
 
 from onnxmesh.compiler.ir import recipe as recipes
 from onnxmesh.compiler.ir.rule import OpView, Strategy
-from onnxmesh.compiler.ir.view import dtype_of, ir_dtype, numpy_dtype, shape_of
+from onnxmesh.compiler.ir.view import dtype_of, numpy_dtype, shape_of
 from onnxmesh.passes.graph.constants import recipe_of
-from onnxmesh.passes.partition.local import Local
+from onnxmesh.passes.partition.local import F32, Local, Types, Values, given, required
+from onnxmesh.passes.partition.statistics import arg, log_sum_exp, mean, norm, softmax, stat_norm
 from onnxmesh.runtime.placement import Replicate, Segments, Shard, ranges
 
-Values = Sequence[ir.Value | None]
-Types = Sequence[tuple[str, Sequence[int]]]
 Expansion = Callable[[Local, OpView, Strategy, Values, Types], Sequence[ir.Value]]
-F32 = "float32"
 ATTRIBUTES = ("scale", "softcap", "masked_row", "qk_dtype")
 """What an AttentionBlock takes over from its Attention."""
 
 
-def _value(values: Values, index: int) -> ir.Value | None:
-    return values[index] if index < len(values) else None
-
-
-def _some(values: Values, index: int) -> ir.Value:
-    value = _value(values, index)
-    assert value is not None
-    return value
-
-
-def mean(local: Local, view: OpView, strategy: Strategy, ins: Values, outs: Types) -> Sequence[ir.Value]:
-    """A rank's share of a mean: its own sum over the global count."""
-    (dtype, shape), x = outs[0], _some(ins, 0)
-    axes = list(view.attr("axes"))
-    count = np.prod([view.ins[0][axis] for axis in axes])  # type: ignore[index]
-    wide = _cast(local, x, F32)
-    total = local.one("ReduceSum", [wide], F32, shape, axes=axes, keepdims=int(view.attr("keepdims", 1)))
-    scaled = local.one("Mul", [total, _scalar(local, 1.0 / count)], F32, shape, domain="")
-    return [_cast(local, scaled, dtype)]
-
-
-def _cast(local: Local, value: ir.Value, dtype: str) -> ir.Value:
-    if dtype_of(value) == dtype:
-        return value
-    to = int(ir_dtype(dtype))
-    return local.one("Cast", [value], dtype, shape_of(value), domain="", to=to)
-
-
-def _scalar(local: Local, number: float) -> ir.Value:
-    return local.constant(np.array(number, np.float32))
-
-
-def stat_norm(local: Local, view: OpView, strategy: Strategy, ins: Values, outs: Types) -> Sequence[ir.Value]:
-    """RMS- or LayerNormalization over a dim that is cut: the statistics of a row are all-reduced, in float32."""
-    (dtype, shape), x = outs[0], _some(ins, 0)
-    assert view.ins[0] is not None
-    row = (*shape[:-1], 1)
-    share = _scalar(local, 1.0 / view.ins[0][-1])
-
-    def average(value: ir.Value) -> ir.Value:
-        total = local.one("ReduceSum", [value], F32, row, axes=[len(shape) - 1], keepdims=1)
-        reason = f"{view.op}: one statistic a row, its dim is sharded"
-        total = local.collective("AllReduce", total, row, reduce="sum", reason=reason)
-        return local.one("Mul", [total, share], F32, row, domain="")
-
-    def binary(op: str, a: ir.Value, b: ir.Value, kind: str, size: Sequence[int]) -> ir.Value:
-        return local.one(op, [a, b], kind, size, domain="")
-
-    wide = _cast(local, x, F32)
-    if view.op == "LayerNormalization":
-        wide = binary("Sub", wide, average(wide), F32, shape)
-    epsilon = _scalar(local, float(view.attr("epsilon", 1e-5)))
-    variance = binary("Add", average(binary("Mul", wide, wide, F32, shape)), epsilon, F32, row)
-    deviation = local.one("Sqrt", [variance], F32, row, domain="")
-    result = binary("Div", wide, deviation, F32, shape)
-    scale, bias = _value(ins, 1), _value(ins, 2)
-    if scale is not None:
-        result = binary("Mul", result, _cast(local, scale, F32), F32, shape)
-    if bias is not None:
-        result = binary("Add", result, _cast(local, bias, F32), F32, shape)
-    return [_cast(local, result, dtype)]
-
-
 def masked_gather(local: Local, view: OpView, strategy: Strategy, ins: Values, outs: Types) -> Sequence[ir.Value]:
     """Look up the rows that this rank has; rows of others give zero, and the sum over ranks is the result."""
-    (dtype, shape), table, index = outs[0], _some(ins, 0), _some(ins, 1)
+    (dtype, shape), table, index = outs[0], required(ins, 0), required(ins, 1)
     placement = strategy.ins[0]
     assert isinstance(placement, Shard) and view.ins[0] is not None
     kind, size = dtype_of(index), shape_of(index) or (1,)
@@ -154,9 +89,9 @@ class _Blocks:
 
     def add(self, k: ir.Value, v: ir.Value, mask: ir.Value | None, k_pos: ir.Value | None) -> None:
         """Attend to one more block of keys."""
-        q_pos = _value(self.ins, 4) if k_pos is not None else None
+        q_pos = given(self.ins, 4) if k_pos is not None else None
         block = self.local.op(
-            "AttentionBlock", [_some(self.ins, 0), k, v, mask, q_pos, k_pos], self.types, **self.attrs
+            "AttentionBlock", [required(self.ins, 0), k, v, mask, q_pos, k_pos], self.types, **self.attrs
         )
         if self.state is None:
             self.state = block
@@ -185,11 +120,11 @@ def ring(local: Local, view: OpView, strategy: Strategy, ins: Values, outs: Type
     blocks = _Blocks(local, view, ins, outs)
     own = [i for i, s in enumerate(segments) if s.copies < ranks]
     common = [i for i, s in enumerate(segments) if s.copies == ranks]
-    k, v = (_parts(local, _some(ins, i), segments, own) for i in (1, 2))
+    k, v = (_parts(local, required(ins, i), segments, own) for i in (1, 2))
     if common:
-        keys, values = (_parts(local, _some(ins, i), segments, common) for i in (1, 2))
+        keys, values = (_parts(local, required(ins, i), segments, common) for i in (1, 2))
         columns = _columns(segments, ranks, 0, common)
-        blocks.add(keys, values, _take(local, _value(ins, 3), columns, 3), _take(local, _value(ins, 5), columns, 0))
+        blocks.add(keys, values, _take(local, given(ins, 3), columns, 3), _take(local, given(ins, 5), columns, 0))
     for step in range(ranks):
         if step:
             k, v = (
@@ -197,7 +132,7 @@ def ring(local: Local, view: OpView, strategy: Strategy, ins: Values, outs: Type
                 for x in (k, v)
             )
         columns = _columns(segments, ranks, step, own)
-        blocks.add(k, v, _take(local, _value(ins, 3), columns, 3), _take(local, _value(ins, 5), columns, 0))
+        blocks.add(k, v, _take(local, given(ins, 3), columns, 3), _take(local, given(ins, 5), columns, 0))
     return blocks.finish()
 
 
@@ -298,7 +233,7 @@ def split_kv(local: Local, view: OpView, strategy: Strategy, ins: Values, outs: 
     (dtype, shape) = outs[0]
     row = (*shape[:3], 1)
     blocks = _Blocks(local, view, ins, outs)
-    blocks.add(_some(ins, 1), _some(ins, 2), _counted_once(local, strategy, ins, blocks), _value(ins, 5))
+    blocks.add(required(ins, 1), required(ins, 2), _counted_once(local, strategy, ins, blocks), given(ins, 5))
     assert blocks.state is not None
     o, m, total = blocks.state
 
@@ -308,13 +243,13 @@ def split_kv(local: Local, view: OpView, strategy: Strategy, ins: Values, outs: 
     def reduce(value: ir.Value, how: str, size: Sequence[int]) -> ir.Value:
         return local.collective("AllReduce", value, size, reduce=how, reason="attention over sharded keys")
 
-    lowest = _scalar(local, float(np.finfo(np.float32).min))
+    lowest = local.scalar(float(np.finfo(np.float32).min))
     top = op("Max", [reduce(m, "max", row), lowest], row)
     weight = op("Mul", [total, op("Exp", [op("Sub", [m, top], row)], row)], row)
     weights = reduce(weight, "sum", row)
-    wide = reduce(op("Mul", [_cast(local, o, F32), weight], shape), "sum", shape)
-    safe = op("Max", [weights, _scalar(local, float(np.finfo(np.float32).tiny))], row)
-    result = _cast(local, op("Div", [wide, safe], shape), dtype)
+    wide = reduce(op("Mul", [local.cast(o, F32), weight], shape), "sum", shape)
+    safe = op("Max", [weights, local.scalar(float(np.finfo(np.float32).tiny))], row)
+    result = local.cast(op("Div", [wide, safe], shape), dtype)
     if blocks.masked_row == "nan":
         result = local.one("AttentionFinish", [result, weights], dtype, shape, masked_row="nan")
     return [result]
@@ -322,7 +257,7 @@ def split_kv(local: Local, view: OpView, strategy: Strategy, ins: Values, outs: 
 
 def _counted_once(local: Local, strategy: Strategy, ins: Values, blocks: _Blocks) -> ir.Value | None:
     """The mask, which hides the keys that every rank holds from all ranks but the first."""
-    placement, mask = strategy.ins[1], _value(ins, 3)
+    placement, mask = strategy.ins[1], given(ins, 3)
     assert isinstance(placement, Shard)
     if not placement.has_copies:
         return mask
@@ -338,14 +273,18 @@ def _counted_once(local: Local, strategy: Strategy, ins: Values, blocks: _Blocks
     shape = (*shape_of(mask)[:3], hidden.shape[1])
     if dtype_of(mask) == "bool":
         lowest = float(np.finfo(np.float32).min) if blocks.masked_row == "uniform" else -np.inf
-        choice = [mask, _scalar(local, 0.0), _scalar(local, lowest)]
+        choice = [mask, local.scalar(0.0), local.scalar(lowest)]
         mask = local.one("Where", choice, F32, shape_of(mask), domain="")
-    return local.one("Add", [_cast(local, mask, F32), extra], F32, shape, domain="")
+    return local.one("Add", [local.cast(mask, F32), extra], F32, shape, domain="")
 
 
 EXPANSIONS: dict[str, Expansion] = {
     "mean": mean,
     "stat_norm": stat_norm,
+    "softmax": softmax,
+    "norm": norm,
+    "log_sum_exp": log_sum_exp,
+    "arg": arg,
     "masked_gather": masked_gather,
     "ring": ring,
     "split_kv": split_kv,

@@ -11,13 +11,29 @@ from onnx_ir.convenience import convert_attributes
 
 from onnxmesh.compiler import cost
 from onnxmesh.compiler.ir import recipe as recipes
-from onnxmesh.compiler.ir.view import dtype_of, ir_dtype, is_constant, shape_of
+from onnxmesh.compiler.ir.view import dtype_of, ir_dtype, is_constant, numpy_dtype, shape_of
 from onnxmesh.passes.graph.constants import recipe_of
 from onnxmesh.passes.partition.reshard import steps
 from onnxmesh.runtime.placement import Placement, R, Replicate, Shard, local_shape
 from onnxmesh.runtime.placement import text as placement_text
 
 DOMAIN = "onnxmesh"
+F32 = "float32"
+Values = Sequence[ir.Value | None]
+Types = Sequence[tuple[str, Sequence[int]]]
+"""(dtype, local shape) of values."""
+
+
+def given(values: Values, index: int) -> ir.Value | None:
+    """The value at `index`, or None where it is absent."""
+    return values[index] if index < len(values) else None
+
+
+def required(values: Values, index: int) -> ir.Value:
+    """The value at `index`, which is there."""
+    value = given(values, index)
+    assert value is not None
+    return value
 
 
 class Local:
@@ -62,6 +78,16 @@ class Local:
         out = self.one(kind, [value], dtype_of(value), shape, axis=self.axis, ranks=self.ranks, **attrs)
         self.nodes[-1].meta["reason"] = reason
         return out
+
+    def cast(self, value: ir.Value, dtype: str) -> ir.Value:
+        """The value in another dtype."""
+        if dtype_of(value) == dtype:
+            return value
+        return self.one("Cast", [value], dtype, shape_of(value), domain="", to=int(ir_dtype(dtype)))
+
+    def scalar(self, number: float, dtype: str = F32) -> ir.Value:
+        """A number as a constant."""
+        return self.constant(np.array(number, numpy_dtype(dtype)))
 
     def constant(self, array: np.ndarray, placement: Placement = R) -> ir.Value:
         """A constant of the compiler's own: small, and cut like any other."""
