@@ -136,6 +136,7 @@ _FIELDS: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
     "concat": {"axis": _is_size, "of": _is_recipes},
     "cast": {"dtype": _is_dtype, "of": _is_recipe},
     "pad": {"pads": _is_sizes, "of": _is_recipe},
+    "expand": {"shape": _is_sizes, "of": _is_recipe},
     "mul": {"by": _is_number, "of": _is_recipe},
 }
 
@@ -187,5 +188,6 @@ _TRANSFORMS: Mapping[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]]
     "slice": _slice,
     "cast": lambda x, recipe: x.astype(wider(x.dtype), copy=False).astype(dtype(recipe["dtype"])),
     "pad": _pad,
+    "expand": lambda x, recipe: np.broadcast_to(x, recipe["shape"]),
     "mul": _mul,
 }

@@ -27,6 +27,7 @@ VALUES: list[tuple[dict[str, Any], np.ndarray]] = [
     ({"op": "concat", "axis": 0, "of": [W, W]}, np.concatenate([MODEL["w"]] * 2)),
     ({"op": "cast", "dtype": "bfloat16", "of": W}, MODEL["w"].astype(ml_dtypes.bfloat16)),
     ({"op": "pad", "pads": [0, 1, 2, 0], "of": W}, np.pad(MODEL["w"], [(0, 2), (1, 0)])),
+    ({"op": "expand", "shape": [2, *MODEL["w"].shape], "of": W}, np.stack([MODEL["w"]] * 2)),
     ({"op": "mul", "by": 0.5, "of": W}, MODEL["w"] / 2),
     ({"op": "mul", "by": 0.125, "of": {"op": "source", "name": "b"}}, MODEL["b"] / np.array(8, ml_dtypes.bfloat16)),
 ]

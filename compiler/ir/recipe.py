@@ -66,6 +66,11 @@ def pad(of: Recipe, pads: Sequence[int]) -> Recipe:
     return {"op": "pad", "pads": list(pads), "of": of}
 
 
+def expand(of: Recipe, shape: Sequence[int]) -> Recipe:
+    """`of` broadcast to a shape."""
+    return {"op": "expand", "shape": list(shape), "of": of}
+
+
 def mul(of: Recipe, by: float) -> Recipe:
     """`of` times a number."""
     return {"op": "mul", "by": by, "of": of}

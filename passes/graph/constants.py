@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxmesh.compiler.ir import recipe as recipes
@@ -14,6 +15,9 @@ from onnxmesh.passes.graph.infer import constant, dtype_of, present, shape_of
 
 SOURCES = "sources"
 """`graph.meta` key: the tensors of the model's initialisers that recipes read, by name."""
+
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Ops whose second input is a weight where it is constant."""
 
 Step = Callable[[ir.Node, Sequence[Recipe]], list[Recipe] | None]
 """The recipes of a node's outputs, from those of its inputs; None where the node is not a recipe."""
@@ -30,6 +34,23 @@ def to_recipe(graph: ir.Graph, node: ir.Node, tensors: Mapping[str, ir.TensorPro
     found = step(node, [recipe_of(v) for v in inputs])
     if found is None:
         return False
+    _become(graph, node, found, tensors)
+    return True
+
+
+def fill_weight(graph: ir.Graph, node: ir.Node) -> bool:
+    """Replace a ConstantOfShape by a recipe where a contraction reads it as its weight; says whether it did."""
+    (output,) = node.outputs
+    if output.is_graph_output() or not all(use.node.op_type in _WEIGHTED and use.idx == 1 for use in output.uses()):
+        return False
+    value = node.attributes.get_tensor("value", None)
+    number = np.zeros((), np.float32) if value is None else value.numpy().reshape(())
+    _become(graph, node, [recipes.expand(recipes.constant(number), shape_of(output))], {})
+    return True
+
+
+def _become(graph: ir.Graph, node: ir.Node, found: Sequence[Recipe], tensors: Mapping[str, ir.TensorProtocol]) -> None:
+    """Put initialisers with these recipes in the place of a node's outputs."""
     for output, recipe in zip(node.outputs, found):
         name = output.name or fresh(graph, "recipe")
         if output.is_graph_output():
@@ -40,7 +61,6 @@ def to_recipe(graph: ir.Graph, node: ir.Node, tensors: Mapping[str, ir.TensorPro
         graph.initializers.add(value)
         substitute(graph, output, value)
     graph.remove(node, safe=True)
-    return True
 
 
 def _fits(value: ir.Value) -> bool:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.graph.build import Builder
+from onnxmesh.passes.graph.constants import fill_weight
 from onnxmesh.passes.graph.deciding import value_hint
 from onnxmesh.passes.graph.infer import DOMAIN, constant, dtype_of, label, optional, present, set_type, shape_of
 from onnxmesh.passes.normalise.indexing import pick
@@ -102,7 +103,9 @@ def tile(node: ir.Node, b: Builder) -> bool:
 
 @rule("ConstantOfShape")
 def constant_of_shape(node: ir.Node, b: Builder) -> bool:
-    """A large one is a constant, expanded."""
+    """A large one is a weight of one number, or a constant, expanded."""
+    if fill_weight(b.graph, node):
+        return True
     value = node.attributes.get_tensor("value", None)
     scalar = np.zeros((), np.float32) if value is None else value.numpy().reshape(())
     b.replace(b.own("Expand", [b.constant(scalar)], shape_of(node.outputs[0])))
