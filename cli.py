@@ -15,6 +15,7 @@ import click
 
 if TYPE_CHECKING:
     from onnxmesh.compiler.api import Compilation
+    from onnxmesh.compiler.choose import Choice
     from onnxmesh.compiler.options import Options
     from onnxmesh.compiler.verification import Verification
 
@@ -156,6 +157,32 @@ def _mesh_options(function: F) -> F:
     return function
 
 
+class _Bytes(click.ParamType):
+    """`80G`, `512M`, or bytes."""
+
+    name = "80G"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value).strip().upper().removesuffix("B").removesuffix("I")
+        try:
+            number = float(text[:-1] if text[-1:] in _UNITS else text)
+        except ValueError:
+            number = 0.0
+        if number <= 0:
+            self.fail(f"{value!r} is no amount of memory, as 80G", param, ctx)
+        return number * _UNITS.get(text[-1:], 1)
+
+
+_UNITS = {unit: 1 << shift for unit, shift in (("K", 10), ("M", 20), ("G", 30), ("T", 40))}
+
+
+def _choice_options(function: F) -> F:
+    """The options of what chooses a mesh."""
+    memory = click.option("--memory-per-rank", "memory", type=_Bytes(), help="What a rank's GPU has, as 80G.")
+    ranks = click.option("--ranks", type=click.IntRange(1, 64), help="The ranks to divide among dp, cp and tp.")
+    return ranks(memory(function))
+
+
 def _options(given: dict[str, Any]) -> Options:
     from onnxmesh.compiler.options import Options
     from onnxmesh.runtime.mesh import Mesh
@@ -207,10 +234,16 @@ def cli() -> None:
 @click.option("--dump", type=click.Path(file_okay=False), help="A folder for the printed graph after each pass.")
 @click.option("--annotate", type=click.Path(), help="Write MODEL with its placements, in ONNX's own form, there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--auto", is_flag=True, help="Choose the mesh and strategy that are predicted to be the fastest.")
+@_choice_options
 @_quiet
 @_verbose
 def compile_(models: tuple[str, ...], output: str | None, no_weights: bool, dump: str | None, **given: Any) -> None:
     """Compile MODEL for dp x cp x tp ranks and write a plan; or the MODELs that another tool made for each rank."""
+    if given["auto"] != (given["ranks"] is not None) or (given["auto"] and len(models) != 1):
+        raise click.UsageError("--auto goes with --ranks N and one MODEL")
+    if given["auto"]:
+        given |= _chosen(models[0], given)
     target = Path(output) if output is not None else Path(Path(models[0]).with_suffix(".plan").name)
     compilation = _compile(models[0] if len(models) == 1 else models, given, target, dump=dump, weights=not no_weights)
     assert compilation.plan is not None
@@ -225,6 +258,26 @@ def compile_(models: tuple[str, ...], output: str | None, no_weights: bool, dump
         click.echo(f"\n{target}: {report['ranks']} ranks{', without weights' if no_weights else ''}")
         if written is not None:
             click.echo(f"{given['annotate']}: {written}")
+
+
+@cli.command()
+@click.argument("model", type=click.Path())
+@_mesh_options
+@_choice_options
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@_quiet
+@_verbose
+def estimate(model: str, as_json: bool, **given: Any) -> None:
+    """Compare every division of --ranks N into dp x cp x tp, by what each is predicted to take; write nothing."""
+    if given["ranks"] is None:
+        raise click.UsageError("give --ranks N")
+    choice = _estimate(model, given)
+    if as_json:
+        click.echo(json.dumps(choice.to_json(), indent=1))
+        return
+    from onnxmesh.compiler.choose_text import choice_text
+
+    click.echo(choice_text(choice))
 
 
 @cli.command()
@@ -401,6 +454,37 @@ def _demo(folder: Path) -> None:
     result = verification.verify(plan, model, io.random_inputs(plan, 0))
     _show(result)
     result.check()
+
+
+# --- choosing a mesh ----------------------------------------------------------------------------------------
+
+
+def _estimate(model: str, given: dict[str, Any]) -> Choice:
+    """Compare the divisions of the ranks, in a process for each core."""
+    from onnxmesh.compiler import choose
+
+    if max(given["tp"], given["cp"], given["dp"]) > 1:
+        raise click.UsageError("--ranks divides all ranks: leave out --tp, --cp and --dp")
+    with _progress(given["quiet"] or given.get("as_json", False)) as show:
+        return choose.estimate(
+            model,
+            _options(given),
+            given["ranks"],
+            memory=given["memory"],
+            jobs=os.cpu_count() or 1,
+            told=lambda done, total: show("estimate", done, total),
+        )
+
+
+def _chosen(model: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The mesh and strategy of the best division, as options."""
+    choice = _estimate(model, given)
+    best = choice.best.candidate
+    if choice.warning:
+        click.echo(f"warning: {choice.warning}", err=True)
+    if not given["quiet"]:
+        click.echo(f"compile: {best}, the best of {len(choice.estimates)}", err=True)
+    return {**dict(best.mesh.axes), "cp_strategy": best.cp_strategy}
 
 
 # --- work and printing --------------------------------------------------------------------------------------

@@ -216,6 +216,8 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("group", _group),
     Stage("lower", _lower),
 )
+FIRST_OF_MESH = next(number for number, stage in enumerate(PIPELINE) if stage.name == "shard-dp")
+"""What comes before is the same for every mesh."""
 
 
 def compile_model(
@@ -240,8 +242,40 @@ def compile_model(
     if options.precision not in PRECISIONS:
         raise ModelError(f"unknown precision {options.precision!r}", hint=f"one of {', '.join(PRECISIONS)}")
     state = Compilation(model, options)
-    with cost.on(options.profile):
-        for number, stage in enumerate(PIPELINE):
+    _run(state, PIPELINE, dump, progress)
+    return state
+
+
+def begin(model: Source, options: Options) -> Compilation:
+    """The stages that no mesh matters to; `finish` compiles the result for one mesh after another.
+
+    Raises:
+        ModelError: as `compile_model`.
+    """
+    state = Compilation(model, options)
+    _run(state, PIPELINE[:FIRST_OF_MESH])
+    return state
+
+
+def finish(begun: Compilation, options: Options) -> Compilation:
+    """The other stages, on a copy: `options` may differ from those it was begun with in mesh and strategy.
+
+    Raises:
+        ShardingError: as `compile_model`.
+    """
+    state = replace(begun, options=options, model=begun.loaded.clone(), findings=list(begun.findings), placed=[])
+    _run(state, PIPELINE[FIRST_OF_MESH:])
+    return state
+
+
+def _run(
+    state: Compilation,
+    stages: Sequence[Stage],
+    dump: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    with cost.on(state.options.profile):
+        for number, stage in enumerate(stages):
             if progress is not None:
                 progress(stage.name)
             start = time.perf_counter()
@@ -251,7 +285,6 @@ def compile_model(
             state.seconds[stage.name] = time.perf_counter() - start
             if dump is not None:
                 _dump(Path(dump), number, stage.name, state.loaded.graph)
-    return state
 
 
 def compile(

@@ -17,7 +17,8 @@ OUTSIDE = {"tests", "benchmarks", "docs", ".dev", ".ci", ".venv", "build"}
 LAYERS = (
     {"onnxmesh.cli", "onnxmesh.__main__"},
     {"onnxmesh.models", "onnxmesh.backend"},
-    {"onnxmesh.compiler.verification"},
+    {"onnxmesh.compiler.verification", "onnxmesh.compiler.choose_text"},
+    {"onnxmesh.compiler.choose"},
     {"onnxmesh.compiler.api"},
     {"onnxmesh.compiler.report", "onnxmesh.compiler.report_text"},
     {"onnxmesh.compiler.predict"},
