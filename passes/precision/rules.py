@@ -35,7 +35,7 @@ STATISTICS = {"AttentionBlock": (1, 2)}
 MOVES = frozenset(
     """
     Reshape Identity Transpose Expand Concat Split Slice Pad Tile Trilu Gather GatherElements GatherND ScatterND
-    ScatterElements DepthToSpace SpaceToDepth
+    ScatterElements TensorScatter DepthToSpace SpaceToDepth
     """.split()
 )
 """Ops that move elements."""

@@ -196,7 +196,7 @@ _FORMULAS: dict[str, Callable[..., Array]] = {
     "relu": lambda xp, x: xp.maximum(x, 0),
     "scaledtanh": lambda xp, x, alpha, beta: alpha * xp.tanh(beta * x),
     "sigmoid": lambda xp, x: 0.5 * xp.tanh(0.5 * x) + 0.5,
-    "softplus": lambda xp, x: xp.logaddexp(x, 0),
+    "softplus": lambda xp, x: xp.logaddexp(x, xp.zeros((), x.dtype)),
     "softsign": lambda xp, x: x / (1 + xp.abs(x)),
     "tanh": lambda xp, x: xp.tanh(x),
     "thresholdedrelu": lambda xp, x, alpha: xp.where(x < alpha, 0, x),
