@@ -89,6 +89,7 @@ def bytes_cache(length: int) -> Inputs:
 X = floats(B, S, WIDTH)
 POSITIONS = below(16, B, S).astype(np.int64)
 PADDING = np.array([[1] * 5 + [0] * 2, [0] * 7], np.int32)
+HOLES = np.array([[1, 1, 0, 1, 1], [1, 0, 1, 1, 0]], np.int32)
 ROWS = below(2, B, S, T)
 PAST = cache(3, B, H)
 NONE: Inputs = [None]
@@ -113,7 +114,7 @@ MULTI_HEAD = [
     mha("cache", [*qkv(S), None, None, None, *PAST], 3),
     mha("cache, padding, bias", [*qkv(S), None, np.eye(2, 8, 3, np.int32), floats(B, H, S, 8), *PAST], 3),
     mha("causal cache", [*qkv(S), None, None, None, *PAST], 3, unidirectional=1),
-    mha("scores", [*qkv(S), None, np.array([[1, 1, 0, 1, 1], [1, 0, 1, 1, 0]], np.int32), floats(1, H, S, S)], 4, unidirectional=1),
+    mha("scores", [*qkv(S), None, HOLES, floats(1, H, S, S)], 4, unidirectional=1),
     mha("a buffer", [*(x[:, :1] for x in qkv(S)), *NONE * 3, *cache(6, B, H), ints(3)], 3),
 ]  # fmt: skip
 DECODER = [

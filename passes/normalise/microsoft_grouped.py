@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.graph.build import Builder
-from onnxmesh.passes.graph.infer import constant, dtype_of, label, optional, present, shape_of
+from onnxmesh.passes.graph.infer import DOMAIN, constant, dtype_of, label, optional, present, set_type, shape_of
 from onnxmesh.passes.normalise.attention import join_heads, rotate, table_at
 from onnxmesh.passes.normalise.microsoft_cache import Fill, fill_of, insert, positions, seen
 from onnxmesh.passes.normalise.microsoft_norms import used
@@ -80,8 +80,10 @@ def _heads(node: ir.Node, b: Builder) -> QKV:
     batch, _, width = shape_of(query)
     if key is None or value is None:
         size = width // (heads + 2 * groups)
-        ends = (0, heads * size, (heads + groups) * size, width)
-        query, key, value = (b.slice(query, 2, ends[i], ends[i + 1]) for i in range(3))
+        made = b.node(DOMAIN, "Split", [query], {"axis": 2}, 3).outputs
+        for piece, count in zip(made, (heads, groups, groups)):
+            set_type(piece, query.dtype, (batch, shape_of(query)[1], count * size))
+        query, key, value = made
     counts = (heads, groups, groups)
     q, k, v = (b.reshape(x, batch, shape_of(x)[1], n, shape_of(x)[2] // n) for x, n in zip((query, key, value), counts))
     return q, k, v
