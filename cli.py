@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 import click
 
+from onnxmesh import cli_options as take
+
 if TYPE_CHECKING:
     from onnxmesh.compiler.api import Compilation
     from onnxmesh.compiler.choose import Choice
-    from onnxmesh.compiler.options import Options
     from onnxmesh.compiler.verification import Verification
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -75,148 +76,6 @@ def _complain(message: str, hint: str = "") -> None:
         click.echo(f"hint: {' '.join(hint.split())}", err=True)
 
 
-# --- options ------------------------------------------------------------------------------------------------
-
-
-class _Sizes(click.ParamType):
-    """`NAME=1x4096`."""
-
-    name = "NAME=1x4096"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Named:
-        name, equals, sizes = str(value).rpartition("=")
-        parts = sizes.split("x") if sizes else []
-        if not name or not equals or not all(part.isdigit() for part in parts):
-            self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
-        return name, tuple(map(int, parts))
-
-
-class _Size(_Sizes):
-    """`NAME=4096`."""
-
-    name = "NAME=4096"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Named:
-        name, sizes = super().convert(value, param, ctx)
-        if len(sizes) != 1:
-            self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
-        return name, sizes
-
-
-class _Value(click.ParamType):
-    """`NAME=[1, 2]`, as JSON, or `NAME=@FILE.npy`."""
-
-    name = "NAME=[1,2]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        name, equals, text = str(value).partition("=")
-        if not name or not equals:
-            self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
-        try:
-            return name, _read_array(text[1:]) if text.startswith("@") else json.loads(text)
-        except ValueError:
-            self.fail(f"{text!r} is neither JSON, as [1, 2], nor @FILE.npy", param, ctx)
-
-
-def _read_array(path: str) -> Any:
-    import numpy as np
-
-    return np.load(path, allow_pickle=False)
-
-
-def _mesh_options(function: F) -> F:
-    """The options that `compile` and `verify` share; they become one argument `options`."""
-    ranks = click.IntRange(1, 64)
-    decorators = [
-        click.option("--tp", type=ranks, default=1, show_default=True, help="Ranks of tensor parallelism."),
-        click.option("--cp", type=ranks, default=1, show_default=True, help="Ranks of context parallelism."),
-        click.option("--dp", type=ranks, default=1, show_default=True, help="Ranks of data parallelism."),
-        click.option(
-            "--cp-strategy",
-            type=click.Choice(["auto", "allgather", "ulysses", "ring"]),
-            default="auto",
-            show_default=True,
-            help="How self-attention runs on the cp axis; auto lets the predicted times choose.",
-        ),
-        click.option("--shape", "shapes", type=_Sizes(), multiple=True, help="The shape of an input."),
-        click.option("--dim", "dims", type=_Size(), multiple=True, help="The size of a named dim."),
-        click.option("--value", "values", type=_Value(), multiple=True, help="An input as a constant; or =@FILE.npy."),
-        click.option("--shard-outputs", is_flag=True, help="Leave outputs sharded, not whole on every rank."),
-        click.option("--allow-replicated", is_flag=True, help="Accept an axis on which nothing was sharded."),
-        click.option("--profile", type=click.Path(), help="The device profile to compile for (doctor --profile)."),
-        click.option(
-            "--precision",
-            type=click.Choice(["model", "bf16", "fp16"]),
-            default="model",
-            show_default=True,
-            help="What a float32 model computes in; model leaves it as it is.",
-        ),
-    ]
-    for decorator in reversed(decorators):
-        function = decorator(function)
-    return function
-
-
-class _Bytes(click.ParamType):
-    """`80G`, `512M`, or bytes."""
-
-    name = "80G"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        text = str(value).strip().upper().removesuffix("B").removesuffix("I")
-        try:
-            number = float(text[:-1] if text[-1:] in _UNITS else text)
-        except ValueError:
-            number = 0.0
-        if number <= 0:
-            self.fail(f"{value!r} is no amount of memory, as 80G", param, ctx)
-        return number * _UNITS.get(text[-1:], 1)
-
-
-_UNITS = {unit: 1 << shift for unit, shift in (("K", 10), ("M", 20), ("G", 30), ("T", 40))}
-
-
-def _choice_options(function: F) -> F:
-    """The options of what chooses a mesh."""
-    memory = click.option("--memory-per-rank", "memory", type=_Bytes(), help="What a rank's GPU has, as 80G.")
-    ranks = click.option("--ranks", type=click.IntRange(1, 64), help="The ranks to divide among dp, cp and tp.")
-    return ranks(memory(function))
-
-
-def _options(given: dict[str, Any]) -> Options:
-    from onnxmesh.compiler.options import Options
-    from onnxmesh.runtime.mesh import Mesh
-    from onnxmesh.runtime.profile import load
-
-    return Options(
-        Mesh.of(tp=given["tp"], cp=given["cp"], dp=given["dp"]),
-        dict(given["shapes"]),
-        {name: sizes[0] for name, sizes in given["dims"]},
-        given["cp_strategy"],
-        given["shard_outputs"],
-        given["allow_replicated"],
-        load(given["profile"]) if given.get("profile") else None,
-        given.get("precision", "model"),
-        dict(given.get("values", ())),
-    )
-
-
-def _set_tf32(context: click.Context, parameter: click.Parameter, given: bool) -> None:
-    if given:
-        os.environ["ONNXMESH_TF32"] = "1"  # processes of ranks inherit it
-
-
-_tf32 = click.option(
-    "--tf32",
-    is_flag=True,
-    expose_value=False,
-    callback=_set_tf32,
-    help="Multiply float32 in TF32 on GPUs: faster, factors of 10 bits.",
-)
-_verbose = click.option("-v", "--verbose", is_flag=True, help="Seconds of every pass; tracebacks.")
-_quiet = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-
-
 # --- commands -----------------------------------------------------------------------------------------------
 
 
@@ -228,16 +87,16 @@ def cli() -> None:
 
 @cli.command("compile")
 @click.argument("models", metavar="MODEL...", type=click.Path(), nargs=-1, required=True)
-@_mesh_options
+@take.mesh_options
 @click.option("-o", "--output", type=click.Path(), help="The plan's folder; MODEL with .plan if not given.")
 @click.option("--no-weights", is_flag=True, help="Write the plan alone; run --weights MODEL reads them.")
 @click.option("--dump", type=click.Path(file_okay=False), help="A folder for the printed graph after each pass.")
 @click.option("--annotate", type=click.Path(), help="Write MODEL with its placements, in ONNX's own form, there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--auto", is_flag=True, help="Choose the mesh and strategy that are predicted to be the fastest.")
-@_choice_options
-@_quiet
-@_verbose
+@take.choice_options
+@take.quiet
+@take.verbose
 def compile_(models: tuple[str, ...], output: str | None, no_weights: bool, dump: str | None, **given: Any) -> None:
     """Compile MODEL for dp x cp x tp ranks and write a plan; or the MODELs that another tool made for each rank."""
     if given["auto"] != (given["ranks"] is not None) or (given["auto"] and len(models) != 1):
@@ -262,11 +121,11 @@ def compile_(models: tuple[str, ...], output: str | None, no_weights: bool, dump
 
 @cli.command()
 @click.argument("model", type=click.Path())
-@_mesh_options
-@_choice_options
+@take.mesh_options
+@take.choice_options
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
-@_quiet
-@_verbose
+@take.quiet
+@take.verbose
 def estimate(model: str, as_json: bool, **given: Any) -> None:
     """Compare every division of --ranks N into dp x cp x tp, by what each is predicted to take; write nothing."""
     if given["ranks"] is None:
@@ -297,10 +156,10 @@ def estimate(model: str, as_json: bool, **given: Any) -> None:
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda: one process for each GPU.")
 @click.option("--random-weights", is_flag=True, help="Make up weights, for a plan without any.")
 @click.option("--no-graph", is_flag=True, help="Launch every kernel by itself, not a CUDA graph of all.")
-@_tf32
+@take.tf32
 @click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Run so many times.")
-@_quiet
-@_verbose
+@take.quiet
+@take.verbose
 def run(
     plan: str, inputs: str | None, seed: int | None, no_graph: bool, quiet: bool, verbose: bool, **given: Any
 ) -> None:
@@ -331,13 +190,13 @@ def _runs(seconds: Sequence[float]) -> str:
 
 @cli.command()
 @click.argument("model", type=click.Path())
-@_mesh_options
+@take.mesh_options
 @click.option("--plan", type=click.Path(), help="Verify this plan of MODEL instead of compiling one.")
 @click.option("--inputs", type=click.Path(), help="An .npz file, or a folder; random ones if not given.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
 @click.option("--tolerance", type=click.FloatRange(min=0), help="Relative; 1e-4, or 2e-2 in half precision.")
-@_quiet
-@_verbose
+@take.quiet
+@take.verbose
 def verify(model: str, plan: str | None, inputs: str | None, seed: int, **given: Any) -> None:
     """Run MODEL sharded and whole, and compare every output. Exit code 6 if one differs."""
     from onnxmesh.compiler import verification
@@ -383,12 +242,12 @@ def inspect(plan: str, as_json: bool, full: bool) -> None:
 @click.option("--random-weights", is_flag=True, help="Make up weights, for a plan without any.")
 @click.option("--tokens-per-run", "tokens", type=click.IntRange(min=1), help="If not the input's first two dims.")
 @click.option("--no-graph", is_flag=True, help="Launch every kernel by itself, not a CUDA graph of all.")
-@_tf32
+@take.tf32
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True)
 @click.option("--json", "json_file", type=click.Path(), help="Write the result to this file, or - for the output.")
 @click.option("--trace", type=click.Path(), help="Write a Chrome trace of all ranks to this file.")
 @click.option("--all", "full", is_flag=True, help="Cut no table short.")
-@_verbose
+@take.verbose
 def bench(plan: str, json_file: str | None, full: bool, **given: Any) -> None:
     """Measure PLAN: latency, throughput, memory, and what the time of every rank goes to."""
     from onnxmesh.runtime.bench import Request, Work
@@ -412,7 +271,7 @@ def bench(plan: str, json_file: str | None, full: bool, **given: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 @click.option("--quick", is_flag=True, help="Measure nothing.")
 @click.option("--profile", type=click.Path(), help="Measure a device profile, and write it to this file.")
-@_verbose
+@take.verbose
 def doctor(as_json: bool, quick: bool, profile: str | None, verbose: bool) -> None:
     """What this host has for running plans, what is missing and what that costs, and how fast its links are."""
     from onnxmesh.runtime import doctor as checks
@@ -468,7 +327,7 @@ def _estimate(model: str, given: dict[str, Any]) -> Choice:
     with _progress(given["quiet"] or given.get("as_json", False)) as show:
         return choose.estimate(
             model,
-            _options(given),
+            take.options(given),
             given["ranks"],
             memory=given["memory"],
             jobs=os.cpu_count() or 1,
@@ -502,7 +361,7 @@ def _compile(
     from onnxmesh.compiler.api import compile_model
 
     with _progress(bool(given.get("quiet"))) as show:
-        compilation = compile_model(model, _options(given), dump=dump, progress=show)
+        compilation = compile_model(model, take.options(given), dump=dump, progress=show)
         assert compilation.plan is not None
         if target is not None:
             show("write")

@@ -16,6 +16,7 @@ OUTSIDE = {"tests", "benchmarks", "docs", ".dev", ".ci", ".venv", "build"}
 
 LAYERS = (
     {"onnxmesh.cli", "onnxmesh.__main__"},
+    {"onnxmesh.cli_options"},
     {"onnxmesh.models", "onnxmesh.backend"},
     {"onnxmesh.compiler.verification", "onnxmesh.compiler.choose_text"},
     {"onnxmesh.compiler.choose"},
