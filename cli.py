@@ -91,6 +91,7 @@ def cli() -> None:
 @click.option("-o", "--output", type=click.Path(), help="The plan's folder; MODEL with .plan if not given.")
 @click.option("--no-weights", is_flag=True, help="Write the plan alone; run --weights MODEL reads them.")
 @click.option("--dump", type=click.Path(file_okay=False), help="A folder for the printed graph after each pass.")
+@click.option("--own-input", "own_inputs", multiple=True, help="Of MODELs made elsewhere: each rank has its own.")
 @click.option("--annotate", type=click.Path(), help="Write MODEL with its placements, in ONNX's own form, there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--auto", is_flag=True, help="Choose the mesh and strategy that are predicted to be the fastest.")

@@ -136,6 +136,7 @@ def options(given: dict[str, Any]) -> Options:
         load(given["profile"]) if given.get("profile") else None,
         given.get("precision", "model"),
         dict(given.get("values", ())),
+        given.get("own_inputs", ()),
     )
 
 

@@ -117,11 +117,12 @@ def _load(state: Compilation) -> None:
 
 def _settle(state: Compilation, own: Mapping[str, imported.Tensors], files: int) -> None:
     """Where the ranks of a graph that holds collectives are on the mesh."""
-    state.imported = imported.settled(state.loaded, state.options.mesh, own, files)
+    options = state.options
+    state.imported = imported.settled(state.loaded, options.mesh, own, files, options.own_inputs)
     if state.imported is not None:
-        state.options = replace(state.options, mesh=state.imported.mesh)
+        state.options = replace(options, mesh=state.imported.mesh)
     else:
-        state.pins, state.findings = sharding_specs.pins(state.loaded, state.options.mesh)
+        state.pins, state.findings = sharding_specs.pins(state.loaded, options.mesh)
 
 
 def _bind(state: Compilation) -> None:
@@ -302,6 +303,7 @@ def compile(
     profile: str | os.PathLike[str] | None = None,
     precision: Precision = "model",
     annotate: str | os.PathLike[str] | None = None,
+    own_inputs: Sequence[str] = (),
 ) -> Plan:
     """Compile an ONNX model to a plan for `dp * cp * tp` ranks.
 
@@ -319,6 +321,8 @@ def compile(
         profile: the file of a device profile to compile for, as `onnxmesh doctor --profile` writes it.
         precision: what a float32 model computes in: bf16, fp16, or model, which leaves it as it is.
         annotate: a file for the model with the chosen placements as ONNX's annotations (docs/imported.md).
+        own_inputs: of a graph that was sharded elsewhere, the inputs of which every rank is given its own piece, as
+            its part of a cache; they are fed one after another along dim 0.
 
     Raises:
         InvalidArgument: the profile cannot be read.
@@ -337,6 +341,7 @@ def compile(
         device,
         precision,
         values or {},
+        own_inputs,
     )
     compilation = compile_model(model, options)
     if annotate is not None:

@@ -18,6 +18,7 @@ import onnx_ir.passes.common as common
 
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.ir import recipe as recipes
+from onnxmesh.compiler.ir.loose import is_loose
 from onnxmesh.compiler.ir.view import shape_of
 from onnxmesh.compiler.ops.collectives import COLLECTIVES
 from onnxmesh.passes.graph.constants import recipe_of
@@ -44,10 +45,12 @@ class Imported:
     Attributes:
         mesh: of all ranks, those of an axis that is added included.
         own: initialisers that differ from rank to rank: each rank's, by name.
+        inputs: names of the inputs of which every rank is given its own.
     """
 
     mesh: Mesh
     own: Mapping[str, Tensors] = field(default_factory=dict)
+    inputs: frozenset[str] = frozenset()
 
     @property
     def axes(self) -> list[tuple[str, int]]:
@@ -145,19 +148,27 @@ def _join_groups(models: Sequence[ir.Model]) -> None:
 # --- which ranks --------------------------------------------------------------------------------------------
 
 
-def settled(model: ir.Model, mesh: Mesh, own: Mapping[str, Tensors], files: int) -> Imported | None:
+def settled(
+    model: ir.Model, mesh: Mesh, own: Mapping[str, Tensors], files: int, inputs: Iterable[str] = ()
+) -> Imported | None:
     """The mesh of a graph's own ranks, with its collectives settled on it; None where it has none.
 
     Args:
         mesh: what was asked for; `tp` and `cp` may be left to the graph.
         files: how many there are.
+        inputs: those of which every rank is given its own.
 
     Raises:
-        ModelError: the graph does not say how many ranks it is for, or it, the files and the mesh contradict each
-            other, or groups of ranks are on no mesh axis.
+        ModelError: there is no such input; the graph does not say how many ranks it is for; it, the files and the mesh
+            contradict each other; or groups of ranks are on no mesh axis.
     """
     nodes = [(node, found) for node in model.graph.all_nodes() if (found := said(node)) is not None]
+    known = {str(value.name) for value in model.graph.inputs}
+    if unknown := sorted(set(inputs) - known):
+        raise ModelError(f"the model has no input '{unknown[0]}'", hint=f"its inputs are {', '.join(sorted(known))}")
     if not nodes and files == 1:
+        if set(inputs):
+            raise ModelError("the model is for one rank: none of its inputs can be each rank's own")
         return None
     for node, _ in nodes:
         if node.graph is not model.graph:
@@ -167,7 +178,8 @@ def settled(model: ir.Model, mesh: Mesh, own: Mapping[str, Tensors], files: int)
     for node, found in nodes:
         axes = _axes(node, found, inner)
         settle(node, found, axes, [inner.axis_size(axis) for axis in axes])
-    return Imported(Mesh.of(tp=inner.axis_size("tp"), cp=inner.axis_size("cp"), dp=mesh.axis_size("dp")), own)
+    whole = Mesh.of(tp=inner.axis_size("tp"), cp=inner.axis_size("cp"), dp=mesh.axis_size("dp"))
+    return Imported(whole, own, frozenset(inputs))
 
 
 def _said(node: ir.Node) -> Said:
@@ -226,9 +238,14 @@ def _axes(node: ir.Node, found: Said, mesh: Mesh) -> list[str]:
 def localise(model: ir.Model, imported: Imported) -> list[Finding]:
     """Give every rank its own of what differs, in place, when the axes that are added have been applied."""
     graph = model.graph
-    differing = {value for value in graph.initializers.values() if _reads(value) & imported.own.keys()}
-    findings = [_output(graph, index, axes) for index, axes in _uneven_outputs(graph, differing, imported)]
-    for value in sorted(differing, key=lambda value: str(value.name)):
+    inputs = [value for value in graph.inputs if value.name in imported.inputs]
+    weights = [value for value in graph.initializers.values() if _reads(value) & imported.own.keys()]
+    findings = [_output(graph, index, axes) for index, axes in _uneven_outputs(graph, (*inputs, *weights), imported)]
+    for value in inputs:
+        if not shape_of(value):
+            raise ModelError(f"input '{value.name}' is a single number: the ranks' own have no dim to lie along")
+        value.meta["global_shape"], value.meta["spec"] = _joined(value, imported.axes)
+    for value in weights:
         _own_piece(graph, value, imported)
     return findings
 
@@ -312,6 +329,8 @@ def _renamed(recipe: recipes.Recipe, names: object, rank: int) -> recipes.Recipe
 def _output(graph: ir.Graph, index: int, axes: Sequence[tuple[str, int]]) -> Finding:
     """An output that differs is the ranks' own, one after another along dim 0."""
     value = graph.outputs[index]
+    if is_loose(value):
+        return Finding("sharded elsewhere", str(value.name), False, "it may differ from rank to rank: it is rank 0's")
     name, ranks = str(value.meta.get("output_name", value.name)), prod(size for _, size in axes)
     copy = ir.node("Reshape", [value], domain=DOMAIN, name=f"{value.name}.ranks")
     made = copy.outputs[0]

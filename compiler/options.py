@@ -31,6 +31,7 @@ class Options:
         allow_replicated: accept an axis on which nothing worth having was sharded.
         profile: the device to compile for; None: that of ONNXMESH_PROFILE, or the one that comes with the package.
         precision: what a float32 model computes in; `model` leaves it as it is.
+        own_inputs: of a graph that was sharded elsewhere, the inputs of which every rank is given its own.
     """
 
     mesh: Mesh
@@ -42,3 +43,4 @@ class Options:
     profile: DeviceProfile | None = None
     precision: Precision = "model"
     values: Mapping[str, Any] = field(default_factory=dict)
+    own_inputs: Sequence[str] = ()

@@ -294,6 +294,25 @@ def test_along_another_dim() -> None:
     np.testing.assert_array_equal(run(onnxmesh.compile(models))[0], np.concatenate([X, 2 * X], 1))
 
 
+@pytest.mark.parametrize("dp", [1, 2])
+def test_a_rank_may_be_given_its_own_inputs(dp: int) -> None:
+    g = Graph()
+    total, mine = dist(g, "all_reduce", "x", 2, "sum"), g("Relu", "x")
+    plan = onnxmesh.compile(g.model(total, mine), own_inputs=["x"], dp=dp)
+    fed = np.concatenate([X, -2 * X])
+    got = run(plan, fed)
+    np.testing.assert_allclose(got[0], -X, rtol=1e-6)
+    np.testing.assert_array_equal(got[1], np.maximum(fed, 0))
+
+
+def test_only_inputs_of_several_ranks_can_be_their_own() -> None:
+    g = Graph()
+    model = g.model(dist(g, "all_reduce", "x", 2, "sum"))
+    assert "no input 'past'" in refusal(model, own_inputs=["past"])
+    g = Graph()
+    assert "for one rank" in refusal(g.model(g("Relu", "x")), own_inputs=["x"])
+
+
 # --- groups -------------------------------------------------------------------------------------------------
 
 NEIGHBOURS, APART = [0, 1, 2, 3], [0, 2, 1, 3]
@@ -351,7 +370,7 @@ def test_all_ranks_of_two_axes(operation: str, root: int) -> None:
 # --- what cannot be -----------------------------------------------------------------------------------------
 
 
-def refusal(models: Any, **options: int) -> str:
+def refusal(models: Any, **options: Any) -> str:
     with pytest.raises(ModelError) as error:
         onnxmesh.compile(models, **options)
     return f"{error.value} {error.value.hint}"

@@ -17,6 +17,7 @@ from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.graph.build import Builder
 from onnxmesh.passes.graph.infer import DOMAIN, dtype_of, label, shape_of
 from onnxmesh.runtime.comm import REDUCTIONS
+from onnxmesh.runtime.plan import ROOTED
 
 MICROSOFT, TENSORRT = "com.microsoft", "trt.plugins"
 _KINDS = {
@@ -30,7 +31,6 @@ _KINDS = {
     "scatter": "ScatterFrom",
 }
 _REDUCING = ("AllReduce", "ReduceTo", "ReduceScatter")
-_ROOTED = ("Broadcast", "ReduceTo", "GatherTo", "ScatterFrom")
 _OUTER_FIRST = ("Broadcast", "ReduceScatter", "ScatterFrom")
 """Over two axes these go along the outer one first, the others along the inner one, so that ranks stay in order."""
 
@@ -78,7 +78,7 @@ def _dist_collective(node: ir.Node) -> Said:
     if (kind in _REDUCING) != (reduce != "none"):
         hint = "all_reduce, reduce and reduce_scatter have one of sum, prod, max, min, avg, the others none"
         raise ModelError(f"{label(node)}: {operation} with reduce_op {reduce}", hint=hint)
-    if kind in _ROOTED and root < 0:
+    if kind in ROOTED and root < 0:
         raise ModelError(f"{label(node)}: {operation} has no root")
     size = max(attributes.get_int("nb_rank", 1), len(groups[0]) if groups else attributes.get_int("group_size", 0))
     if groups and size != len(groups[0]) and size != sum(map(len, groups)):
@@ -164,7 +164,7 @@ def _one(node: ir.Node, b: Builder, kind: str, x: ir.Value, axis: str, ranks: in
     common = {"axis": axis, "ranks": ranks}
     if kind in _REDUCING:
         common["reduce"] = attributes["reduce"].as_string()
-    if kind in _ROOTED:
+    if kind in ROOTED:
         common["root"] = root
     if kind in ("AllReduce", "Broadcast", "ReduceTo"):
         return _made(node, b, kind, x, shape, common)
@@ -178,7 +178,7 @@ def _one(node: ir.Node, b: Builder, kind: str, x: ir.Value, axis: str, ranks: in
     if kind == "AllToAll":
         return _all_to_all(node, b, x, ranks, common)
     shape[dim] = size * ranks if kind in ("AllGather", "GatherTo") else size // ranks
-    segments = {} if kind in _ROOTED else {"segments": [max(size, shape[dim]), 1]}
+    segments = {} if kind in ROOTED else {"segments": [max(size, shape[dim]), 1]}
     return _made(node, b, kind, x, shape, {**common, "dim": dim, **segments})
 
 
