@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import one_node
+import onnxruntime
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 import onnxmesh
 
@@ -114,3 +115,49 @@ def test_trees_ask_for_members() -> None:
     members = numpy_helper.from_array(np.array([1, 2, np.nan, 3, np.nan], np.float32), "members")
     attrs = forest([MEMBER, LEQ, LT, MEMBER], membership_values=members)
     check("TreeEnsemble", [RNG.integers(0, 4, (12, 3)).astype(np.float32)], 5, **attrs)
+
+
+def numbered(kind: str, **others: Any) -> dict[str, Any]:
+    """Two trees, of two inner nodes and of one; one leaf gives to two targets."""
+    return {
+        "nodes_treeids": [0, 0, 0, 0, 0, 1, 1, 1],
+        "nodes_nodeids": [0, 1, 2, 3, 4, 0, 1, 2],
+        "nodes_featureids": [0, 2, 0, 0, 0, 1, 0, 0],
+        "nodes_values": [0.1, -0.2, 0, 0, 0, 0.3, 0, 0],
+        "nodes_modes": ["BRANCH_LEQ", "BRANCH_LT", "LEAF", "LEAF", "LEAF", "BRANCH_GT", "LEAF", "LEAF"],
+        "nodes_truenodeids": [1, 3, 0, 0, 0, 1, 0, 0],
+        "nodes_falsenodeids": [2, 4, 0, 0, 0, 2, 0, 0],
+        "nodes_missing_value_tracks_true": [1, 0, 0, 0, 0, 0, 0, 0],
+        f"{kind}_treeids": [0, 0, 0, 0, 1, 1],
+        f"{kind}_nodeids": [2, 3, 4, 4, 1, 2],
+        f"{kind}_ids": [0, 1, 0, 2, 2, 1],
+        f"{kind}_weights": [0.7, 0.4, 0.2, 0.9, 0.3, 0.6],
+        **others,
+    }
+
+
+def against_onnxruntime(op: str, outputs: int, **attrs: Any) -> None:
+    x = f(12, 3)
+    x[0, 0] = np.nan
+    proto = one_node.model(op, [x], outputs, domain=ML, version=3, opset=18, **attrs)
+    if outputs == 2:
+        proto.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    want = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x0": x})
+    for mesh in ({}, {"dp": 2}):
+        for a, b in zip(one_node.run(onnxmesh.compile(proto, **mesh), [x]), want, strict=True):
+            np.testing.assert_allclose(a, b, 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("aggregate", ["SUM", "AVERAGE", "MIN", "MAX"])
+def test_a_regressor_by_numbered_trees(aggregate: str) -> None:
+    attrs = numbered("target", n_targets=3, aggregate_function=aggregate)
+    against_onnxruntime("TreeEnsembleRegressor", 1, **attrs)
+    one = {name: x[:3] + x[4:] if name.startswith("target_") else x for name, x in attrs.items()}
+    one |= {"n_targets": 1, "target_ids": [0] * 5, "base_values": [0.5]}
+    against_onnxruntime("TreeEnsembleRegressor", 1, **one)
+
+
+@pytest.mark.parametrize("transform", ["NONE", "SOFTMAX", "LOGISTIC"])
+def test_a_classifier_by_numbered_trees(transform: str) -> None:
+    attrs = numbered("class", classlabels_int64s=[4, 7, 9], post_transform=transform)
+    against_onnxruntime("TreeEnsembleClassifier", 2, **attrs)

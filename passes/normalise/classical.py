@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxmesh.passes.graph.build import Builder
 from onnxmesh.passes.graph.infer import dtype_of, present, shape_of
-from onnxmesh.passes.normalise.trees import tree_ensemble
+from onnxmesh.passes.normalise import trees
 
 DOMAIN = "ai.onnx.ml"
 FLOAT = ir.DataType.FLOAT
@@ -18,9 +18,15 @@ POST_TRANSFORMS = {0: None, "NONE": None, 1: "Softmax", "SOFTMAX": "Softmax", 2:
 
 
 def is_numeric(node: ir.Node) -> bool:
-    """Whether a node has a normal form: it holds no strings, and its post-transform is an op."""
+    """Whether a node has a normal form: it holds no strings, and its post-transform is an op.
+
+    A classifier by trees with weights for one class alone scores two classes by rules of its own: it has none.
+    """
     strings = (ir.AttributeType.STRINGS, ir.AttributeType.STRING)
-    named = [a for a in node.attributes.values() if a.type in strings and a.name.split("_")[0] in ("keys", "values")]
+    tables = ("keys", "values", "classlabels")
+    named = [a for a in node.attributes.values() if a.type in strings and a.name.split("_")[0] in tables]
+    if node.op_type == "TreeEnsembleClassifier" and len(set(node.attributes.get_ints("class_ids", ()))) < 2:
+        return False
     tensors = [a.value for a in node.attributes.values() if a.type == ir.AttributeType.TENSOR]
     typed = [v.dtype for v in node.inputs if v is not None] + [t.dtype for t in tensors if t is not None]
     transform = node.attributes.get("post_transform")
@@ -104,9 +110,30 @@ def label_encoder(node: ir.Node, b: Builder) -> None:
     b.replace(b.op("Gather", b.constant(np.concatenate([_default(node, values), values])), at, axis=0))
 
 
-def trees(node: ir.Node, b: Builder) -> None:
-    """TreeEnsemble, and its post-transform."""
-    b.replace(_transformed(node, b, tree_ensemble(node, b)))
+def tree_ensemble(node: ir.Node, b: Builder) -> None:
+    """The trees, and their post-transform."""
+    b.replace(_transformed(node, b, trees.read(node).scores(b, present(node, 0))))
+
+
+def tree_regressor(node: ir.Node, b: Builder) -> None:
+    """As above, with a list of all nodes, in float32."""
+    forest = trees.read_numbered(node, "target", node.attributes.get_int("n_targets", 1))
+    b.replace(_transformed(node, b, _tree_scores(node, b, forest)))
+
+
+def tree_classifier(node: ir.Node, b: Builder) -> None:
+    """As above; the first output is the class of the highest score."""
+    labels = np.array(node.attributes.get_ints("classlabels_int64s"), np.int64)
+    scores = _tree_scores(node, b, trees.read_numbered(node, "class", labels.size))
+    best = b.op("Gather", b.constant(labels), b.op("ArgMax", scores, axis=1, keepdims=0), axis=0)
+    b.replace(*[best, _transformed(node, b, scores)][: len(node.outputs)])
+
+
+def _tree_scores(node: ir.Node, b: Builder, forest: trees.Forest) -> ir.Value:
+    x = present(node, 0)
+    x = x if dtype_of(x).is_floating_point() else _float(b, x)
+    scores, base = _float(b, forest.scores(b, x)), trees.base_values(node)
+    return b.op("Add", scores, b.constant(base, FLOAT)) if base.size else scores
 
 
 def _float(b: Builder, x: ir.Value) -> ir.Value:
@@ -149,6 +176,8 @@ EXPANSIONS: dict[tuple[str, str], Callable[[ir.Node, Builder], None]] = {
         "Imputer": imputer,
         "LinearRegressor": linear_regressor,
         "LabelEncoder": label_encoder,
-        "TreeEnsemble": trees,
+        "TreeEnsemble": tree_ensemble,
+        "TreeEnsembleClassifier": tree_classifier,
+        "TreeEnsembleRegressor": tree_regressor,
     }.items()
 }
