@@ -80,6 +80,50 @@ def test_experts_are_shared_out(axis: str, ranks: int) -> None:
         assert share.weights_per_rank == 1 / ranks
 
 
+def quantised(bits: int, block: int, zeros: bool, weighed: bool = False, **attributes: Any) -> Case:
+    """QMoE of 32 inputs, 16 inner features: every layer has 32 or 16 columns."""
+    random, layers, zero_points = Random(), [], []
+    for rows, columns in ((32 if attributes.get("swiglu_fusion") else 16, 32), (32, 16)):
+        blocks = (columns // block,) if block else ()
+        scale = np.abs(random.floats(EXPERTS, rows, *blocks)) / 2**bits
+        layers += [random.below(256, EXPERTS, rows, columns * bits // 8).astype(np.uint8), scale.astype(np.float32)]
+        layers += [random.floats(EXPERTS, rows)]
+        packed = (rows, -(-blocks[0] * bits // 8)) if block else (rows * bits // 8,)
+        zero_points += [random.below(256, EXPERTS, *packed).astype(np.uint8) if zeros else None]
+    router = [np.abs(random.floats(TOKENS, EXPERTS))] if weighed else []
+    inputs = [random.floats(TOKENS, 32), ROUTER, *layers, None, None, None, *zero_points, None, *router]
+    known = tuple(i for i, x in enumerate(inputs) if x is not None and i > 1 and i != 14)
+    blocks_of = {"block_size": block} if block else {}
+    fields = {"k": 2, "expert_weight_bits": bits, "accuracy_level": 1, **blocks_of, **attributes}
+    return Case("quantised moe", "QMoE", inputs, fields, known=known)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("block", "zeros"), [(0, False), (16, False), (0, True), (16, True)])
+def test_weights_of_few_bits_are_dequantised_as_onnxruntime_does(bits: int, block: int, zeros: bool) -> None:
+    case = quantised(bits, block, zeros, activation_type="silu", normalize_routing_weights=1)
+    (found,), (wanted,) = evaluated(case).values(), case.expected().values()
+    assert shares.relative_error(found, wanted) < (1e-5 if bits == 4 or not block else 2e-2)  # there in bytes
+
+
+@pytest.mark.parametrize("normalised", [0, 1])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_few_bits_beside_every_router(weighed: bool, normalised: int) -> None:
+    pairs = {"activation_type": "swiglu", "swiglu_fusion": 1}
+    case = quantised(4, 0, False, weighed, normalize_routing_weights=normalised, **pairs)
+    assert_close(evaluated(case), case.expected())
+
+
+def test_experts_of_few_bits_are_shared_out() -> None:
+    case = quantised(4, 16, True, activation_type="silu")
+    state = compile_model(case.model(), Options(Mesh.of(tp=2), {}, {}))
+    assert state.plan is not None
+    with Session(state.plan) as session:
+        (found,) = session.run(None, case.feeds())
+    assert_close({"y0": found}, case.expected())
+    assert shares.shares(state.placed[0]).weights_per_rank == 0.5
+
+
 def test_no_expert_is_lost_in_normal_form() -> None:
     """Weights stay recipes over those of the file: large ones are never copied."""
     graph = normal_form(paired()).graph

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.graph.build import Builder
 from onnxmesh.passes.graph.infer import dtype_of, label, optional, present, shape_of
+from onnxmesh.passes.normalise.microsoft_quantised import unpacked
 
 ACTIVATIONS = ("relu", "gelu", "silu", "swiglu", "identity")
 INTERLEAVED, HALVES = 1, 2
@@ -20,6 +21,78 @@ def mixture_of_experts(node: ir.Node, b: Builder) -> None:
     Raises:
         ModelError: the activation is unknown, or the router is a sparse mixer.
     """
+    normalised = bool(node.attributes.get_int("normalize_routing_weights", 0))
+    weights = gates(node, b, b.op("Softmax", present(node, 1), axis=-1), None, normalised=normalised)
+    first, second, third = present(node, 2), present(node, 4), optional(node, 6)
+    biases = (optional(node, 3), optional(node, 5), optional(node, 7))
+    _mixture(node, b, weights, (first, second, third), biases)
+
+
+def quantised_mixture_of_experts(node: ir.Node, b: Builder) -> None:
+    """QMoE: MoE of weights of 2, 4 or 8 bits, which are dequantised first: by rows, or by blocks of them.
+
+    As ONNX Runtime's CPU kernel has it, the gates sum up to 1, unless they are numbers of their own (`router_weights`).
+
+    Raises:
+        ModelError: as for MoE, or the weights are no integers.
+    """
+    kind = node.attributes.get_string("quant_type", "int")
+    if kind != "int" or node.attributes.get_int("weights_prepacked", -1) > 0:
+        raise ModelError(
+            f"{label(node)} has weights of quant_type '{kind}', or prepacked ones, which is not supported",
+            hint="export it with integer weights as the quantiser gives them (weights_prepacked = 0)",
+        )
+    given = optional(node, 14)
+    normalised = given is None or bool(node.attributes.get_int("normalize_routing_weights", 0))
+    weights = gates(node, b, b.op("Softmax", present(node, 1), axis=-1), given, normalised=normalised)
+    first, second, third = (_dequantised(node, b, i) for i in range(3))
+    assert first is not None and second is not None
+    _mixture(node, b, weights, (first, second, third), (optional(node, 4), optional(node, 7), optional(node, 10)))
+
+
+def _dequantised(node: ir.Node, b: Builder, layer: int) -> ir.Value | None:
+    """One layer of all experts, `[e, n, k]`: `(number - zero) * scale`, where a row has one of each, or several."""
+    packed, dtype = optional(node, 2 + 3 * layer), dtype_of(present(node, 0))
+    if packed is None:
+        return None
+    scale, zeros = present(node, 3 + 3 * layer), optional(node, 11 + layer)
+    bits = node.attributes.get_int(
+        f"fc{layer + 1}_expert_weight_bits", node.attributes.get_int("expert_weight_bits", 4)
+    )
+    numbers = unpacked(b, packed, bits)
+    count, rows, columns = shape_of(numbers)
+    blocks = shape_of(scale)[2] if len(shape_of(scale)) == 3 else 1
+    middle = b.constant(1 << (bits - 1), dtype)
+    if zeros is not None:
+        middle = unpacked(b, zeros, bits)
+        last = len(shape_of(middle)) - 1
+        middle = b.slice(middle, last, 0, blocks if last == 2 else rows)
+        middle = b.reshape(b.op("Cast", middle, to=int(dtype)), count, rows, blocks, 1)
+    apart = b.reshape(b.op("Cast", numbers, to=int(dtype)), count, rows, blocks, columns // blocks)
+    scale = b.reshape(b.op("Cast", scale, to=int(dtype)), count, rows, blocks, 1)
+    return b.reshape(b.op("Mul", b.op("Sub", apart, middle), scale), count, rows, columns)
+
+
+def gates(node: ir.Node, b: Builder, router: ir.Value, given: ir.Value | None, *, normalised: bool) -> ir.Value:
+    """The weight of every expert for every token, `[t, e]`: 0 for all but the best `k`.
+
+    The weights are the router's numbers, or others that are `given`, and sum up to 1 where they are normalised.
+    """
+    count = b.constant(np.array([node.attributes.get_int("k", 1)], np.int64))
+    chosen = b.node("", "TopK", [router, count], {"axis": -1}, 2).outputs
+    best = chosen[0] if given is None else b.op("GatherElements", given, chosen[1], axis=1)
+    if normalised:
+        best = b.op("Div", best, b.op("ReduceSum", best, b.constant(np.array([1], np.int64)), keepdims=1))
+    nothing = b.own("Expand", [b.constant(0, dtype_of(router))], shape_of(router))
+    return b.op("ScatterElements", nothing, chosen[1], best, axis=1)
+
+
+Parts = tuple[ir.Value, ir.Value, ir.Value | None]
+Optional3 = tuple[ir.Value | None, ir.Value | None, ir.Value | None]
+
+
+def _mixture(node: ir.Node, b: Builder, weights: ir.Value, layers: Parts, biases: Optional3) -> None:
+    """The experts' layers, and their biases, on the tokens of any batch."""
     if node.attributes.get_int("use_sparse_mixer", 0):
         raise ModelError(
             f"{label(node)} routes by a sparse mixer, which is not supported", hint="export it with a softmax router"
@@ -27,23 +100,8 @@ def mixture_of_experts(node: ir.Node, b: Builder) -> None:
     x = present(node, 0)
     shape = shape_of(x)
     tokens = x if len(shape) == 2 else b.reshape(x, shape[0] * shape[1], shape[2])
-    weights, biases = (optional(node, 2), optional(node, 6)), (optional(node, 3), optional(node, 7))
-    y = experts(
-        node, b, tokens, gates(node, b), (present(node, 4), *_layers(node, b, weights, biases)), optional(node, 5)
-    )
-    b.replace(b.reshape(y, *shape))
-
-
-def gates(node: ir.Node, b: Builder) -> ir.Value:
-    """The weight of every expert for every token, `[t, e]`: 0 for all but the best `k`."""
-    router = present(node, 1)
-    count = b.constant(np.array([node.attributes.get_int("k", 1)], np.int64))
-    chosen = b.node("", "TopK", [b.op("Softmax", router, axis=-1), count], {"axis": -1}, 2).outputs
-    best = chosen[0]
-    if node.attributes.get_int("normalize_routing_weights", 0):
-        best = b.op("Div", best, b.op("ReduceSum", best, b.constant(np.array([1], np.int64)), keepdims=1))
-    nothing = b.own("Expand", [b.constant(0, dtype_of(router))], shape_of(router))
-    return b.op("ScatterElements", nothing, chosen[1], best, axis=1)
+    apart = _layers(node, b, (layers[0], layers[2]), (biases[0], biases[2]))
+    b.replace(b.reshape(experts(node, b, tokens, weights, (layers[1], *apart), biases[1]), *shape))
 
 
 Layers = tuple[ir.Value, ir.Value, ir.Value | None, ir.Value | None, ir.Value | None]
@@ -105,4 +163,4 @@ def experts(
     return y if last_bias is None else b.op("Add", y, b.op("MatMul", weights, last_bias))
 
 
-MOE_EXPANSIONS = {"MoE": mixture_of_experts}
+MOE_EXPANSIONS = {"MoE": mixture_of_experts, "QMoE": quantised_mixture_of_experts}
