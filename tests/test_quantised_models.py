@@ -62,6 +62,16 @@ def in_blocks(path: Path) -> None:
     onnx.save(quantiser.model.model, path)
 
 
+def test_sums_of_integers_and_scales_stay_float32_in_half_precision(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    dynamic(path)
+    wanted = onnxruntime.InferenceSession(path).run(None, FEEDS)[0]
+    plan = onnxmesh.compile(path, precision="fp16", shapes={name: x.shape for name, x in FEEDS.items()})
+    with onnxmesh.Session(plan) as session:
+        found = session.run(None, FEEDS)[0]
+    assert np.linalg.norm(found - wanted) <= 2e-2 * np.linalg.norm(wanted)
+
+
 @pytest.mark.parametrize(
     ("quantise", "holds"),
     [

@@ -1,4 +1,4 @@
-"""Everything that is expanded while shapes are being bound: ops of domains beside ONNX's own."""
+"""Everything that is expanded while shapes are being bound: ops of domains beside ONNX's own, and quantised ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from onnxmesh.passes.graph.build import Builder
-from onnxmesh.passes.normalise import classical, collectives, microsoft, preview
+from onnxmesh.passes.normalise import classical, collectives, microsoft, preview, quantised
 
 Expansion = Callable[[ir.Node, Builder], None]
 """Replaces the node through the builder."""
@@ -16,6 +16,7 @@ EXPANSIONS: dict[tuple[str, str], Expansion] = {
     **classical.EXPANSIONS,
     **microsoft.EXPANSIONS,
     **preview.EXPANSIONS,
+    **quantised.EXPANSIONS,
 }
 """By domain and op."""
 

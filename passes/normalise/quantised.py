@@ -1,9 +1,12 @@
-"""Rules of the quantised ops of ONNX: each is a product of integers, then scales, then QuantizeLinear.
+"""The quantised ops of ONNX: each is a product of integers, then scales, then QuantizeLinear.
 
-So sums of integers can be shared by ranks, and what comes after is elementwise.
+So sums of integers can be shared by ranks, and what comes after is elementwise. They are expanded while shapes are
+being bound, so that what scales come to is folded.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import onnx_ir as ir
 
@@ -30,14 +33,13 @@ def quantised_axis(node: ir.Node, _: Builder) -> bool:
     return False
 
 
-def qlinear_matmul(node: ir.Node, b: Builder) -> bool:
+def qlinear_matmul(node: ir.Node, b: Builder) -> None:
     """MatMulInteger, times what the three scales come to, to integers again."""
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = (present(node, i) for i in range(8))
     total = b.op("MatMulInteger", x, w, x_zero, w_zero)
     rank = len(shape_of(x))
     scales = b.op("Mul", along(b, as_float(b, x_scale), rank, 2), as_float(b, w_scale))
     b.replace(requantised(b, total, scales, y_scale, y_zero))
-    return True
 
 
 def along(b: Builder, values: ir.Value, rank: int, from_end: int) -> ir.Value:
@@ -65,10 +67,9 @@ def requantised(b: Builder, total: ir.Value, scales: ir.Value, y_scale: ir.Value
     return b.op("QuantizeLinear", y, b.constant(1.0, FLOAT), zero)
 
 
-def qlinear_conv(node: ir.Node, b: Builder) -> bool:
+def qlinear_conv(node: ir.Node, b: Builder) -> None:
     """ConvInteger, plus the bias, times what the three scales come to, to integers again."""
     b.replace(qlinear_conv_of(node, b, present(node, 0)))
-    return True
 
 
 def qlinear_conv_of(node: ir.Node, b: Builder, x: ir.Value) -> ir.Value:
@@ -83,7 +84,7 @@ def qlinear_conv_of(node: ir.Node, b: Builder, x: ir.Value) -> ir.Value:
     return requantised(b, total, scales, y_scale, y_zero)
 
 
-def dynamic_quantize_linear(node: ir.Node, b: Builder) -> bool:
+def dynamic_quantize_linear(node: ir.Node, b: Builder) -> None:
     """The scale that spreads x, with 0, over 0 to 255; what is 0 throughout has the scale 1, as in ONNX Runtime."""
     x = present(node, 0)
     zero = b.constant(0.0, FLOAT)
@@ -94,7 +95,6 @@ def dynamic_quantize_linear(node: ir.Node, b: Builder) -> bool:
     exact = b.op("Round", b.op("Clip", b.op("Div", b.op("Neg", low), scale), zero, b.constant(255.0, FLOAT)))
     point = b.op("Cast", exact, to=int(ir.DataType.UINT8))
     b.replace(*[b.op("QuantizeLinear", x, scale, point), scale, point][: len(node.outputs)])
-    return True
 
 
 def _reduced(b: Builder, op: str, x: ir.Value) -> ir.Value:
@@ -106,10 +106,9 @@ def _reduced(b: Builder, op: str, x: ir.Value) -> ir.Value:
     return value
 
 
-QUANTISED_RULES = {
-    "QuantizeLinear": quantised_axis,
-    "DequantizeLinear": quantised_axis,
-    "QLinearMatMul": qlinear_matmul,
-    "QLinearConv": qlinear_conv,
-    "DynamicQuantizeLinear": dynamic_quantize_linear,
+EXPANSIONS: dict[tuple[str, str], Callable[[ir.Node, Builder], None]] = {
+    ("", "QLinearMatMul"): qlinear_matmul,
+    ("", "QLinearConv"): qlinear_conv,
+    ("", "DynamicQuantizeLinear"): dynamic_quantize_linear,
 }
+QUANTISED_RULES = dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), quantised_axis)

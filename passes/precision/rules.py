@@ -48,6 +48,7 @@ COMPUTE = frozenset(
     """.split()
 )
 """Ops that compute in float32 from half precision and round once."""
+QUANTISES = frozenset(("QuantizeLinear", "DequantizeLinear"))
 _HALF = ELEMENTWISE | MOVES | COMPUTE | ATTENTION
 
 _ANGLES = frozenset("Sin Cos Tan".split())
@@ -141,11 +142,26 @@ def _reason(node: ir.Node, half: ir.DataType) -> Kept | None:
         return Kept("its result jumps between values that are near each other")
     if op in _RANGES and not _is_square(node, half):
         return Kept("its error and its range grow with its operands", huge=narrow)
+    if op in QUANTISES:
+        return Kept("a scale is exact", gathers=True)
     if op not in _HALF:
         return Kept("it has no half precision", gathers=False)
+    if op in ELEMENTWISE and any(_is_integer_sum(value) for value in node.inputs):
+        return Kept("sums of integers go beyond half precision", huge=narrow)
     if op in ELEMENTWISE - _SELECT and any(_is_beyond(value, half) for value in node.inputs):
         return Kept("a constant beyond the range of half precision", huge=True)
     return None
+
+
+def _is_integer_sum(value: ir.Value | None) -> bool:
+    """Whether a value is a sum of integers as a float."""
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "Cast":
+        return False
+    node = present(node, 0).producer()
+    while node is not None and node.op_type in ("Add", "Reshape", "Transpose"):
+        node = present(node, 0).producer()
+    return node is not None and node.op_type in ("MatMulInteger", "ConvInteger")
 
 
 def _cast(node: ir.Node) -> Kept | None:
@@ -209,7 +225,7 @@ def _wanting(node: ir.Node, index: int, found: dict[ir.Node, Kept]) -> Kept | No
             "adds up to numbers beyond the range of half precision", deep=True, huge=True, root=f"mask of {label(node)}"
         )
     why = found.get(node)
-    if why is None or not why.gathers:
+    if why is None or not why.gathers or (node.op_type in QUANTISES and index == 0):
         return None
     return why if why.root else replace(why, root=f"goes into {node.op_type} {label(node)}")
 
