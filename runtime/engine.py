@@ -128,13 +128,17 @@ class Engine:
 
     def _new_input(self, buffer: Buffer) -> Any:
         """Memory for an input; none for a loose value."""
-        return None if buffer.is_loose else self._xp.empty(buffer.shape, dtype(buffer.dtype))
+        return None if buffer.is_loose else self._xp.empty(buffer.shape, self._stored(buffer.dtype))
 
     def _prepare(self) -> None:
         """Bind every buffer to its memory, and look up what every instruction does there."""
-        self._slots = {i: port.buffer for i, port in enumerate(self.program.inputs) if port.is_loose}
+        self._slots = self._loose_inputs()
         self._arrays = [self._bind(number) for number in range(len(self.program.buffers))]
         self._steps = [self._step(item) for item in self.program.instructions]
+
+    def _loose_inputs(self) -> dict[int, int]:
+        """The buffers of the inputs that are loose values, by the inputs' numbers."""
+        return {i: port.buffer for i, port in enumerate(self.program.inputs) if port.is_loose}
 
     def profile(self, repeat: int = 5) -> list[InstructionTime]:
         """When every instruction runs: the median over `repeat` runs on what the input buffers hold.
@@ -239,9 +243,12 @@ class Engine:
             for i, x in ((i, self._arrays[i]) for i in buffers)
         ]
 
+    def _inner(self, program: Program) -> Engine:
+        return Engine(program, (), self.communicator, self._xp)
+
     def _body(self, program: Program, item: Control) -> control.Run:
         """What runs a program of a control flow instruction: an engine that reads what it captures where it is."""
-        inner = type(self)(program, (), self.communicator, self._xp)
+        inner = self._inner(program)
         captured = item.ins[len(item.ins) - item.captured :]
         fixed = [None if self.program.buffers[i].is_loose else self._arrays[i] for i in captured]
         first = len(program.inputs) - item.captured
@@ -253,6 +260,10 @@ class Engine:
             return [x if port.is_loose else x.copy() for x, port in zip(outs, program.outputs)]
 
         return run
+
+    def _stored(self, name: str) -> np.dtype:
+        """The dtype of the array of a buffer's elements."""
+        return dtype(name)
 
     @staticmethod
     def _type(buffer: Buffer) -> TensorType:
@@ -284,7 +295,7 @@ class Engine:
             return self._weights[buffer.source].reshape(buffer.shape)
         if buffer.kind == "input":
             return self._inputs[buffer.source].reshape(buffer.shape)
-        kind = dtype(buffer.dtype)
+        kind = self._stored(buffer.dtype)
         size = prod(buffer.shape) * kind.itemsize
         return self._arena[buffer.offset : buffer.offset + size].view(kind).reshape(buffer.shape)
 
@@ -295,7 +306,7 @@ class Engine:
         while source.kind == "view":
             number, offset = source.source, offset + source.offset
             source = self.program.buffers[number]
-        kind = dtype(view.dtype)
+        kind = self._stored(view.dtype)
         memory = self._bind(number).reshape(-1)[offset // kind.itemsize :]
         if not view.strides:
             return memory[: prod(view.shape)].reshape(view.shape)

@@ -424,7 +424,14 @@ class Session:
         arrays = self.check(feeds) if given else {}
         self.use(None)
         results = self._exchange(comm, arrays, outputs) if self.io == "root" else self._compute(comm, arrays, outputs)
-        return results if stay else [self._device.get(x) for x in results]
+        return results if stay else [self._fetched(port, x) for port, x in zip(outputs, results)]
+
+    def _fetched(self, port: Port, value: Any) -> Any:
+        """An output in NumPy's arrays, of the port's dtype (a GPU has some as bytes); sequences item by item."""
+        if value is None or isinstance(value, list):
+            return value if value is None else [self._fetched(port, item) for item in value]
+        array = self._device.get(value)
+        return array if port.is_loose or array.dtype == dtype(port.dtype) else array.view(dtype(port.dtype))
 
     def _exchange(self, comm: Communicator, arrays: Feeds, outputs: Sequence[Port]) -> list[Array]:
         """`io="root"`: inputs come from rank 0, outputs go there."""

@@ -186,8 +186,10 @@ class CudaDevice(Device):
         return isinstance(array, self._cupy.ndarray)
 
     def put(self, array: np.ndarray) -> Array:
+        from onnxmesh.runtime.cuda.hosted import as_stored
+
         with self.scope():
-            return self._cupy.asarray(array)
+            return self._cupy.asarray(as_stored(array))
 
     def get(self, array: Array) -> np.ndarray:
         with self.scope():

@@ -16,7 +16,7 @@ import numpy as np
 import onnxmesh.runtime.cuda.kernels
 import onnxmesh.runtime.cuda.launch_all  # noqa: F401  (both register)
 from onnxmesh.runtime.comm import Communicator
-from onnxmesh.runtime.cuda import collectives, peer_collectives, peer_memory
+from onnxmesh.runtime.cuda import collectives, hosted, peer_collectives, peer_memory
 from onnxmesh.runtime.cuda.device import import_cupy
 from onnxmesh.runtime.cuda.launchers import Job, Workspace, prepare
 from onnxmesh.runtime.cuda.launchers import Launch as Launched
@@ -24,20 +24,22 @@ from onnxmesh.runtime.cuda.peer_memory import PeerMemory
 from onnxmesh.runtime.cuda.progress import Progress, where
 from onnxmesh.runtime.cuda.sharing import multiprocessors
 from onnxmesh.runtime.cuda.streams import Streams, Task
-from onnxmesh.runtime.dtypes import dtype, is_for_hosts
-from onnxmesh.runtime.engine import Engine, Hook, InstructionTime
-from onnxmesh.runtime.errors import PlanError
+from onnxmesh.runtime.dtypes import dtype
+from onnxmesh.runtime.engine import Engine, Hook, InstructionTime, Step
 from onnxmesh.runtime.exchange import staging_sizes
-from onnxmesh.runtime.kernels.registry import Array
+from onnxmesh.runtime.host import LoneCommunicator
+from onnxmesh.runtime.kernels.reference import REFERENCE
+from onnxmesh.runtime.kernels.registry import Array, Call, find_for
 from onnxmesh.runtime.memory import WORKSPACE_BYTES
 from onnxmesh.runtime.nccl import NcclCommunicator
-from onnxmesh.runtime.plan import Collective, Instruction, Launch, Program
+from onnxmesh.runtime.plan import Collective, Control, Instruction, Launch, Program
 
 if TYPE_CHECKING:
     from onnxmesh.runtime.cuda.device import CudaDevice
 
 _WAITS = frozenset(("Compress", "RandomNormal", "RandomUniform", "RoiAlign"))
 """Generic kernels that wait for the device."""
+_ON_HOST = "it runs on the host"
 _ATTEMPTS = 16
 """After so many instructions that turn out not to be capturable, the program runs without graphs."""
 
@@ -45,7 +47,8 @@ _ATTEMPTS = 16
 class CudaEngine(Engine):
     """Runs a program on one GPU. Its memory is `device`'s; `weights` are there already.
 
-    Raises PlanError for a program with 8-bit floats, of which CuPy has no arrays.
+    Args:
+        workspace: that of the engine whose control flow runs this one.
 
     Attributes:
         not_captured: the instructions that no graph holds, with reasons.
@@ -59,12 +62,12 @@ class CudaEngine(Engine):
         communicator: Communicator,
         device: CudaDevice,
         hook: Hook | None = None,
+        workspace: Workspace | None = None,
     ) -> None:
-        _check_dtypes(program)
         self._device = device
         self._pieces: list[Any] = []
         self._scratch = import_cupy().cuda.MemoryPool()  # of generic kernels
-        self._workspace = _workspace(device)
+        self._workspace = workspace or _workspace(device)
         self._streams = Streams(device.stream, apart=hook is None)
         self._staging: dict[int, collectives.Staging] = {}
         self.not_captured: list[str] = []
@@ -81,10 +84,16 @@ class CudaEngine(Engine):
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Enqueue the program on the device's stream; see Engine.run."""
         with self._device.scope():
-            for buffer, given in zip(self._inputs, inputs, strict=True):
-                _fill(buffer, given)
+            self._take(inputs)
             self.run_bound()
             return [self._arrays[port.buffer] for port in self.program.outputs]
+
+    def _take(self, inputs: Sequence[Any]) -> None:
+        for number, (buffer, given) in enumerate(zip(self._inputs, inputs, strict=True)):
+            if number in self._slots:
+                self._arrays[self._slots[number]] = hosted.to_device(given)
+            elif given is not None:
+                _fill(buffer, given)
 
     def run_bound(self) -> None:
         """Enqueue the program on the device's stream, for what the input buffers hold."""
@@ -145,6 +154,7 @@ class CudaEngine(Engine):
     def _prepare(self) -> None:
         with self._device.scope():
             self._pieces, self._runs, self.generic = [], 0, []
+            self._slots = self._loose_inputs()
             self._arrays = [self._bind(number) for number in range(len(self.program.buffers))]
             count = import_cupy().cuda.Device().attributes["MultiProcessorCount"]
             self._shares = multiprocessors(self.program, int(count))
@@ -160,19 +170,83 @@ class CudaEngine(Engine):
         launch = None
         with self._named(index, item):
             if isinstance(item, Launch):
-                launch = prepare(self._job(index, item, ins, outs))
+                if not self._is_loose(item) and not self._is_foreign(item):
+                    launch = prepare(self._job(index, item, ins, outs))
             elif isinstance(self.communicator, NcclCommunicator):
                 launch = self._prepare_collective(item, ins, outs, self.communicator)
             if launch is not None:
                 return Task(index, item, launch)
-            step = self._step(item)
-        self.generic.append(self._describe_short(index, item))
+            self.generic.append(self._describe_short(index, item))
+            return self._generic(index, item)
+
+    # --- without launchers ----------------------------------------------------------------------------------
+
+    def _generic(self, index: int, item: Instruction) -> Task:
+        """What CuPy computes with the kernels of every array library, or NumPy where CuPy cannot."""
+        if isinstance(item, Launch) and self._is_foreign(item):
+            step, obstacle = self._hosted(item), _ON_HOST
+        else:
+            step, obstacle = self._step(item), self._obstacle(item)
+        task = Task(index, item, lambda _: None, obstacle)
 
         def run(_: int) -> None:
-            for out, result in zip(outs, step(), strict=True):
-                self._store(out, result)
+            nonlocal step
+            try:
+                results = step()
+            except Exception:
+                if task.obstacle == _ON_HOST or not isinstance(item, Launch) or isinstance(item, Control):
+                    raise
+                step, task.obstacle = self._hosted(item), _ON_HOST
+                results = step()
+            for out, result in zip(item.outs, results, strict=True):
+                if self.program.buffers[out].is_loose:
+                    self._arrays[out] = result
+                else:
+                    self._store(self._arrays[out], result)
 
-        return Task(index, item, run, obstacle=_obstacle(item))
+        task.launch = run
+        return task
+
+    def _is_foreign(self, item: Launch) -> bool:
+        """Whether NumPy runs an instruction: CuPy has no arrays of a dtype it touches, or onnx.reference does it."""
+        kinds = [self._type(self.program.buffers[i]).dtype for i in (*item.ins, *item.outs) if i >= 0]
+        foreign = any(kind is not None and hosted.is_foreign(kind) for kind in kinds)
+        return item.kernel == REFERENCE or (foreign and not isinstance(item, Control))
+
+    def _hosted(self, item: Launch) -> Step:
+        """What runs an instruction on the host, on copies of its inputs; the results on the device."""
+        buffers = self.program.buffers
+        types = [self._type(buffers[i]) for i in item.outs]
+        function = find_for(item, buffers, np.__name__)
+        call = Call(np, item.attrs, tuple(types), self._coordinate)
+        kinds = [None if i < 0 or buffers[i].is_loose else dtype(buffers[i].dtype) for i in item.ins]
+
+        def run() -> list[Any]:
+            values = [None if i < 0 else self._arrays[i] for i in item.ins]
+            with np.errstate(all="ignore"):
+                results = function(call, *map(hosted.to_host, values, kinds))
+            results = results if isinstance(results, tuple) else (results,)
+            return [
+                hosted.to_device(x) if buffers[i].is_loose else hosted.stored(x, kind, self._xp)
+                for i, x, kind in zip(item.outs, results, types, strict=True)
+            ]
+
+        return run
+
+    def _stored(self, name: str) -> np.dtype:
+        return hosted.storage(dtype(name))
+
+    def _inner(self, program: Program) -> Engine:
+        alone = LoneCommunicator(self.communicator.mesh, self.communicator.rank)
+        return CudaEngine(program, (), alone, self._device, workspace=self._workspace)
+
+    def _obstacle(self, item: Instruction) -> str:
+        """Why a generic kernel cannot be captured; empty if it can, as far as is known."""
+        if isinstance(item, Collective):
+            return ""
+        if self._is_loose(item):
+            return "what it does depends on data"
+        return "it waits for the device" if item.kernel in _WAITS else ""
 
     def _prepare_collective(
         self, item: Collective, ins: Sequence[Array], outs: Sequence[Array], rank: NcclCommunicator
@@ -292,22 +366,9 @@ def _workspace(device: CudaDevice) -> Workspace:
         return workspace
 
 
-def _check_dtypes(program: Program) -> None:
-    for buffer in program.buffers:
-        if is_for_hosts(dtype(buffer.dtype)):
-            raise PlanError(f"{buffer.dtype} does not run on GPUs yet", hint='use device="cpu"')
-
-
-def _obstacle(item: Instruction) -> str:
-    """Why a generic kernel cannot be captured; empty if it can, as far as is known."""
-    if isinstance(item, Collective):
-        return ""
-    return "it waits for the device" if item.kernel in _WAITS else ""
-
-
 def _fill(buffer: Array, given: Array) -> None:
     """Copy an input to its buffer, from the host or from a device."""
     if isinstance(given, np.ndarray):
-        buffer.set(np.ascontiguousarray(given).reshape(buffer.shape))
+        buffer.set(hosted.as_stored(np.ascontiguousarray(given)).reshape(buffer.shape))
     else:
         buffer[...] = given

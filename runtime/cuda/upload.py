@@ -19,6 +19,7 @@ import numpy as np
 
 from onnxmesh.runtime import random_weights
 from onnxmesh.runtime.cuda.device import import_cupy
+from onnxmesh.runtime.cuda.hosted import storage
 from onnxmesh.runtime.dtypes import dtype
 from onnxmesh.runtime.kernels.registry import Array
 from onnxmesh.runtime.memory import aligned
@@ -53,7 +54,8 @@ def load(source: Fetch | str | Path, plan: Plan, coordinate: Mapping[str, int]) 
 
 
 def _allocate(plan: Plan) -> list[Array]:
-    types = [(dtype(name), shape) for name, shape in (weight_entry(weight, plan.mesh) for weight in plan.weights)]
+    entries = [weight_entry(weight, plan.mesh) for weight in plan.weights]
+    types = [(storage(dtype(name)), shape) for name, shape in entries]
     sizes = [prod(shape) * kind.itemsize for kind, shape in types]
     memory = import_cupy().empty(sum(map(aligned, sizes)), "u1")
     arrays, offset = [], 0
