@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxmesh.passes.graph.build import Builder
 from onnxmesh.passes.normalise import classical, collectives, microsoft, preview, quantised
+from onnxmesh.passes.normalise.gradient import gradient
 
 Expansion = Callable[[ir.Node, Builder], None]
 """Replaces the node through the builder."""
@@ -17,6 +18,7 @@ EXPANSIONS: dict[tuple[str, str], Expansion] = {
     **microsoft.EXPANSIONS,
     **preview.EXPANSIONS,
     **quantised.EXPANSIONS,
+    ("ai.onnx.preview.training", "Gradient"): gradient,
 }
 """By domain and op."""
 
