@@ -181,12 +181,11 @@ def test_two_axes_may_cut_one_dim_or_two() -> None:
 
 def test_dims_that_were_fused_are_equal_segments_and_groups_of_ranks_copies() -> None:
     fused = annotated(("up", "w1", [(1, [(2, 1), (8, 2)])], (0, 1), {}))
-    found = compiled(fused, Mesh.of(tp=2)).pins[0].cuts
-    assert [(axis, cut.dim, cut.blocks, cut.copies) for axis, cut in found] == [("tp", 1, 2, 1)]  # type: ignore[union-attr]
+    state = compiled(fused, Mesh.of(tp=2))
+    assert chosen(state, "tp", "up") == (R, Shard(1, (Segment(8), Segment(8))))
     copies = annotated(("act", "h", [(1, [(16, 2)])], (-1, -2), {-1: (0, 1), -2: (2, 3)}), devices=4)
     state = compiled(copies, Mesh.of(tp=4))
-    assert state.pins[0].cuts[0][1].copies == 2  # type: ignore[union-attr]
-    assert Shard(1, (Segment(16, 2),)).fits(4)
+    assert chosen(state, "tp", "act") == (Shard(1, (Segment(16, 2),)),)
 
 
 # --- what cannot be met -------------------------------------------------------------------------------------

@@ -305,6 +305,22 @@ def test_a_rank_may_be_given_its_own_inputs(dp: int) -> None:
     np.testing.assert_array_equal(got[1], np.maximum(fed, 0))
 
 
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_models_of_one_node_as_onnx_runtime_tests_its_collectives(axis: int | None) -> None:
+    """They import `.com.microsoft`, with a dot, every rank has its own input, and the first had no axis."""
+    fed = [X, -2 * X]
+    for op, attributes, want in (
+        ("AllReduce", {}, -X),
+        ("AllGather", {"group_size": 2} | ({} if axis is None else {"axis": axis}), np.concatenate(fed, axis or 0)),
+        ("AllToAll", {"group_size": 2}, np.concatenate([x[rows] for rows in (slice(4), slice(4, 8)) for x in fed])),
+    ):
+        g = Graph()
+        model = g.model(ort(g, op, "x", **attributes))
+        model.opset_import.append(helper.make_opsetid(".com.microsoft", 1))
+        plan = onnxmesh.compile(model, tp=2, own_inputs=["x"])
+        np.testing.assert_allclose(run(plan, np.concatenate(fed))[0], want, rtol=1e-6)
+
+
 def test_only_inputs_of_several_ranks_can_be_their_own() -> None:
     g = Graph()
     model = g.model(dist(g, "all_reduce", "x", 2, "sum"))

@@ -7,9 +7,11 @@ That is where segmentations come from: nobody guesses them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+
+import onnx_ir as ir
 
 from onnxmesh.compiler.ir import rule, segments
 from onnxmesh.compiler.ir.rule import Port, Strategy
@@ -17,6 +19,9 @@ from onnxmesh.passes.place.tie import Edge, Quotient
 from onnxmesh.runtime.placement import Placement, Replicate, Shard
 
 CUTS_PER_DIM = 24
+
+Pinned = Mapping[ir.Node, Mapping[Port, Placement]]
+_NOTHING: Pinned = {}
 
 
 @dataclass
@@ -28,8 +33,8 @@ class Space:
     placements: list[list[Placement]]
 
 
-def enumerate_strategies(quotient: Quotient) -> Space:
-    """All strategies that follow from the natural cuts of all dims."""
+def enumerate_strategies(quotient: Quotient, pinned: Pinned = _NOTHING) -> Space:
+    """All strategies that follow from the natural cuts of all dims, and from what is pinned."""
     found: list[dict[Strategy, None]] = [{rule.replicate(c.view): None} for c in quotient.classes]
     seen: list[dict[Placement, None]] = [{} for _ in quotient.edges]
     queue: deque[tuple[Edge, Placement]] = deque()
@@ -48,6 +53,19 @@ def enumerate_strategies(quotient: Quotient) -> Space:
         for dim, size in enumerate(edge.shape):
             for cut in segments.natural(size, quotient.ranks):
                 admit(edge, Shard(dim, cut))
+
+    def add(owner: int, strategies: Iterable[Strategy]) -> None:
+        for strategy in strategies:
+            if strategy not in found[owner]:
+                found[owner][strategy] = None
+                _spread(quotient, owner, strategy, admit)
+
+    for node, ports in pinned.items():
+        view = quotient.classes[quotient.class_of[node]].view
+        op = rule.find(view.op)
+        for port, placement in ports.items():
+            if op is not None and isinstance(placement, Shard):
+                add(quotient.class_of[node], op.strategies(view, port, placement))
     cache: dict[tuple[rule.OpView, Port, Placement], list[Strategy]] = {}
     while queue:
         edge, placement = queue.popleft()
@@ -63,10 +81,7 @@ def enumerate_strategies(quotient: Quotient) -> Space:
                 strategies = cache[key]
             else:
                 strategies = cache[key] = list(op.strategies(view, port, placement))
-            for strategy in strategies:
-                if strategy not in found[owner]:
-                    found[owner][strategy] = None
-                    _spread(quotient, owner, strategy, admit)
+            add(owner, strategies)
     ordered = [[first, *sorted(rest, key=lambda s: s.key)] for first, *rest in map(list, found)]
     return Space(quotient, ordered, [sorted(p, key=str) for p in seen])
 

@@ -51,7 +51,7 @@ def place(
     """
     wanted = pinned(graph, axis, ranks, pins)
     quotient = tie(graph, ranks, wanted.marks)
-    space = enumerate_strategies(quotient)
+    space = enumerate_strategies(quotient, wanted.at)
     allowed = constrain(space, axis, cp_strategy, [wanted.apply])
     chosen = solve(space, allowed, shard_outputs=shard_outputs)
     classes = quotient.classes
