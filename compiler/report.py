@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxmesh.compiler import cost, predict
 from onnxmesh.compiler.cost import nbytes
+from onnxmesh.compiler.ir.loose import onnx_op
 from onnxmesh.compiler.ops.collectives import COLLECTIVES
 from onnxmesh.compiler.options import Options
 from onnxmesh.compiler.predict import Survey, Timing
@@ -344,7 +345,7 @@ def _replicated(placed: Placed) -> Iterator[Json]:
             yield {
                 "axis": placed.axis,
                 "node": label(node),
-                "op": node.op_type,
+                "op": onnx_op(node),
                 "reason": reason,
                 "microseconds": round(times[node], 3),
                 "share": share(times[node], total),

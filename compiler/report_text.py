@@ -26,6 +26,7 @@ def report_text(report: Report, *, full: bool = False) -> str:
         _attention(report, limit),
         _sent(report, limit),
         _replicated(report, limit),
+        _fallback(report, limit),
         _uneven(report, limit),
         _precision(report, limit),
         _patterns(report, limit),
@@ -150,6 +151,12 @@ def _replicated(report: Report, limit: int | None) -> str:
     ]
     header = ["axis", "count", "us", "share", "node", "why: ops"]
     return _section("Computed by every rank", table(header, rows, limit=limit)) if rows else ""
+
+
+def _fallback(report: Report, limit: int | None) -> str:
+    rows = [[op, len(some), _count(some)] for (op,), some in _grouped(report["fallback"], lambda n: (n["op"],))]
+    title = "Computed by onnx.reference, on the host and slowly: there is no kernel"
+    return _section(title, table(["op", "count", "node"], rows, limit=limit)) if rows else ""
 
 
 def _total(entries: Sequence[Report], name: str) -> float:

@@ -197,6 +197,9 @@ def _check_control(item: Control, program: Program, mesh: Mesh, where: str) -> N
     for name, inner in item.programs.items():
         here = f"{where}, {name}"
         _check_program(inner, Plan(mesh, (), (inner,)), here)
+        counts = (item.captured, len(item.outs)) if item.kernel == "If" else (len(item.ins), len(item.outs))
+        counts = (counts[0], counts[1] + (item.kernel == "Loop"))
+        _require((len(inner.inputs), len(inner.outputs)) == counts, f"{here}: wrong number of inputs or outputs")
         alone = not any(isinstance(each, Collective) for each in inner.instructions)
         _require(alone, f"{here} sends data to other ranks")
         ends = inner.inputs[len(inner.inputs) - item.captured :] if item.captured else ()

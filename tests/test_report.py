@@ -61,6 +61,10 @@ def test_the_document_names_every_field_and_no_other() -> None:
         '<ir_version: 8, opset_import: ["": 18]> g (float[4] x, int64[1] axes) => (float[N] y) {y = ReduceSum(x, axes)}'
     )
     found |= set(fields(dict(onnxmesh.compile(axes, values={"axes": [0]}).report)))
+    text = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 20]> g (string[2] a, string[2] b) => (string[2] y) {y = StringConcat(a, b)}'
+    )
+    found |= set(fields(dict(onnxmesh.compile(text).report)))
     assert found == documented
 
 

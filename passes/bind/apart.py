@@ -46,8 +46,8 @@ def strings_as_nodes(graph: ir.Graph) -> None:
         if value.dtype != ir.DataType.STRING or value.const_value is None:
             continue
         node = ir.node("Constant", [], {"value": value.const_value}, name=name)
-        value.name = None
         del graph.initializers[name]
+        value.name = None
         value.replace_all_uses_with(node.outputs[0], replace_graph_outputs=True)
         node.outputs[0].name = name
         graph.insert_before(graph[0], node) if len(graph) else graph.append(node)
@@ -69,7 +69,8 @@ def set_apart(graph: ir.Graph) -> None:
 def make_token(value: ir.Value) -> None:
     """Make a value a token if it is loose."""
     if value.type is not None and not is_static(value):
-        dims = () if value.shape is None else tuple(d if isinstance(d, int) else -1 for d in value.shape.dims)
+        shape = value.shape if isinstance(value.type, ir.TensorType) else None
+        dims = () if shape is None else tuple(d if isinstance(d, int) else -1 for d in shape.dims)
         note(value, LooseType(value.type, dims))
 
 

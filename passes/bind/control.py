@@ -18,6 +18,7 @@ from onnxmesh.compiler.ir.loose import BODIES, CAPTURED, loose_type
 from onnxmesh.passes.bind.apart import make_token
 from onnxmesh.passes.graph.build import fresh, is_folded
 from onnxmesh.passes.graph.constants import SOURCES
+from onnxmesh.passes.graph.fold import let_go
 from onnxmesh.passes.graph.infer import DOMAIN, constant, label, present, static_shape
 from onnxmesh.passes.graph.supported import check_supported
 from onnxmesh.passes.normalise.normalise import normalise
@@ -255,7 +256,7 @@ class _Bodies:
             rest = [self.captured[name].get(value) or _unread(body, value) for value in everything]
             body.inputs.clear()
             body.inputs.extend([*formal, *rest])
-            del node.attributes[name]
+            let_go(node.attributes.pop(name).as_graph())
         count = len(node.inputs)
         node.resize_inputs(count + len(everything))
         for index, value in enumerate(everything):
@@ -280,10 +281,12 @@ class _Bodies:
 
 
 def _rename(body: ir.Graph, value: ir.Value, name: str) -> None:
-    """Another name for an initialiser, which no other graph's has."""
+    """Another name for an initialiser, which no other graph's has; its tensor, the model's own, keeps its name."""
     del body.initializers[value.name or ""]
-    value.name = name
-    body.register_initializer(value)
+    named = ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
+    named.meta.update(value.meta)
+    value.replace_all_uses_with(named, replace_graph_outputs=True)
+    body.register_initializer(named)
 
 
 def _copy(value: ir.Value) -> ir.Value:

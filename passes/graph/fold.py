@@ -174,12 +174,12 @@ def inline_if(graph: ir.Graph, node: ir.Node) -> bool:
         substitute(graph, old, new)
     graph.remove(node, safe=True)
     for attribute in node.attributes.values():
-        _let_go(attribute.as_graph())
+        let_go(attribute.as_graph())
     return True
 
 
-def _let_go(branch: ir.Graph) -> None:
-    """What is left of a branch no longer uses values of the graph around it."""
+def let_go(branch: ir.Graph) -> None:
+    """Let what is left of a node's graph no longer use values of the graph around it."""
     for node in branch.all_nodes():
         for index in range(len(node.inputs)):
             node.replace_input_with(index, None)
