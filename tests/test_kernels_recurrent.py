@@ -44,7 +44,7 @@ def inputs(op: str, directions: int, given: tuple[str, ...] = ()) -> dict[str, n
     }
     has = ORDER if op == "LSTM" else ORDER[:6]
     arrays = {name: (0.4 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
-    arrays["lengths"] = np.array([STEPS, 1, 3], np.int32)
+    arrays["lengths"] = np.array([STEPS, 0, 3], np.int32)
     return {name: arrays[name] for name in has if name in ("x", "w", "r", *given)}
 
 

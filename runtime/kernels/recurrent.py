@@ -2,7 +2,7 @@
 
 The products with the inputs are made for all steps at once; a step then costs one product with the state. A sequence
 that is shorter than the others keeps its state over the steps that it lacks, so in either direction its own steps
-count alone, and its outputs there are 0.
+count alone, and its outputs there are 0; one without any step ends in zeros, as in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _layer(
             outputs[t, d] = after[0] if alive is None else xp.where(alive[t], after[0], 0)
             states = after if alive is None else tuple(xp.where(alive[t], a, b) for a, b in zip(after, states))
         for whole, state in zip(last, states):
-            whole[d] = state
+            whole[d] = state if alive is None else xp.where(alive[0], state, 0)
     if batch_first:
         outputs, last = outputs.transpose(2, 0, 1, 3), [state.swapaxes(0, 1) for state in last]
     return tuple(rounded(call, value, i) for i, value in enumerate([outputs, *last][: len(call.outs)]))
