@@ -195,7 +195,23 @@ ROTARY = [
         for layout in (0, 1)
     ),
 ]  # fmt: skip
-CASES = [*MULTI_HEAD, *DECODER, *OLD, *GROUPED, *ROTARY]
+LINEAR_QKV: Inputs = [floats(B, S, H * 8), floats(B, S, G * 8), floats(B, S, G * D)]
+DECAY, RATE, STATE = -np.abs(floats(B, S, G)), np.abs(floats(B, S, G)) / 2, floats(B, G, 8, D)
+STATES = [
+    *(
+        Case(
+            f"linear attention {rule}", "LinearAttention", [*LINEAR_QKV, STATE, DECAY, RATE],
+            {"q_num_heads": H, "kv_num_heads": G, "update_rule": rule}, 2,
+        )
+        for rule in ("gated", "gated_delta")
+    ),
+    Case("linear attention", "LinearAttention", LINEAR_QKV,
+         {"q_num_heads": H, "kv_num_heads": G, "update_rule": "linear", "scale": 0.5}, 2),
+    Case("causal conv", "CausalConvWithState", [floats(B, 6, S), floats(6, 1, 4), floats(6), floats(B, 6, 3)],
+         {"activation": "silu"}, 2),
+    Case("causal conv of a start", "CausalConvWithState", [floats(B, 6, S), floats(6, 1, 3)], outputs=2),
+]  # fmt: skip
+CASES = [*MULTI_HEAD, *DECODER, *OLD, *GROUPED, *ROTARY, *STATES]
 
 
 def filled(case: Case, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -283,6 +299,7 @@ def test_a_half_mask_of_megatron_is_cut_to_its_rows() -> None:
         (mha("mask", [*qkv(), None, ints(3, 4, 5)]), "padding mask of shape"),
         (mha("beams", [*qkv(S), *NONE * 3, *PAST, ints(3), np.zeros((B, 1, 3), np.int32)]), "beam cache"),
         (old("rotary", [], do_rotary=1), "rotates"),
+        (Case("window", "CausalConvWithState", [floats(B, 6, S), floats(6, 1, 4)], {"dilation": 2}), "dilation = 2"),
     ],
     ids=lambda v: v if isinstance(v, str) else v.name,
 )  # fmt: skip

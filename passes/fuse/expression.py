@@ -15,6 +15,7 @@ from onnxmesh.passes.fuse.groups import Group
 from onnxmesh.passes.graph.build import is_folded
 from onnxmesh.runtime import recipe as evaluation
 from onnxmesh.runtime.kernels.elementwise import ELEMENTWISE
+from onnxmesh.runtime.placement import Partial
 
 DOMAIN = "onnxmesh"
 
@@ -85,6 +86,8 @@ def _literal(value: ir.Value | None) -> list[Any] | None:
     """The number that a small constant holds, the same on every rank."""
     if value is None or not is_constant(value) or math.prod(shape_of(value)) != 1:
         return None
+    if any(isinstance(placement, Partial) for _, placement in value.meta.get("spec", ())):
+        return None  # one rank has the number, the others zero
     recipe = recipes.get(value)
     if recipe is not None and recipe["op"] == "constant":
         array = evaluation.evaluate(recipe, _no_source)

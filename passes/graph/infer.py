@@ -280,6 +280,7 @@ _OWN: dict[tuple[str, str], Callable[[ir.Node], Types]] = {
     (DOMAIN, "Rotary"): _like_first,
     ("", "MeanVarianceNormalization"): _like_first,
     ("", "GroupNormalization"): _like_first,
+    ("", "Swish"): _like_first,
     ("", "MaxUnpool"): _max_unpool,
     **{(DOMAIN, op): _kept for op in ("Reshape", "Expand", "Slice", "Split")},
 }

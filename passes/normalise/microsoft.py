@@ -19,6 +19,7 @@ from onnxmesh.passes.normalise.microsoft_norms import NORM_EXPANSIONS, sum_of
 from onnxmesh.passes.normalise.microsoft_plain import PLAIN_EXPANSIONS
 from onnxmesh.passes.normalise.microsoft_products import PRODUCT_EXPANSIONS, scaled
 from onnxmesh.passes.normalise.microsoft_quantised import QUANTISED_EXPANSIONS
+from onnxmesh.passes.normalise.microsoft_state import STATE_EXPANSIONS
 
 Expansion = Callable[[ir.Node, Builder], None]
 """Replaces the node through the builder."""
@@ -116,5 +117,6 @@ EXPANSIONS: dict[tuple[str, str], Expansion] = {
         **PLAIN_EXPANSIONS,
         **ATTENTION_EXPANSIONS,
         **QUANTISED_EXPANSIONS,
+        **STATE_EXPANSIONS,
     }.items()
 }
