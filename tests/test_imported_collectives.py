@@ -221,6 +221,28 @@ def test_the_batch_can_be_shared_out_besides() -> None:
     np.testing.assert_allclose(run(plan)[0], X @ WEIGHTS["up"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shard_outputs", [False, True])
+@pytest.mark.parametrize(
+    ("sends", "by_rows", "dp"), [(TensorRT, False, 2), (TensorRT, True, 3), (OnnxRuntime, True, 2)]
+)
+def test_data_parallelism_goes_with_every_form(sends: Any, by_rows: bool, dp: int, shard_outputs: bool) -> None:
+    files = [block(share(rank, 2), sends=sends(2)) for rank in range(2)]
+    model = block(WEIGHTS, sends=sends(2), by_rows=True) if by_rows else files
+    plan = onnxmesh.compile(model, dp=dp, shard_outputs=shard_outputs)
+    assert plan.mesh.size == 2 * dp
+    np.testing.assert_allclose(run(plan)[0], expected(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shard_outputs", [False, True])
+def test_outputs_that_differ_from_rank_to_rank_may_be_cut_on_another_axis(shard_outputs: bool) -> None:
+    models = []
+    for rank in range(2):
+        g = Graph(own=np.array(rank + 1, np.float32))
+        models.append(g.model(g("Relu", dist(g, "all_to_all", g("Mul", "x", "own"), 2))))
+    (want,), (got,) = run(onnxmesh.compile(models)), run(onnxmesh.compile(models, dp=2, shard_outputs=shard_outputs))
+    np.testing.assert_array_equal(got, want)
+
+
 def test_a_plan_of_several_files_is_saved_by_the_command_and_loaded(tmp_path: Path, command: Command) -> None:
     names = []
     for rank in range(2):
