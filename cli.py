@@ -170,13 +170,14 @@ def run(
     if given["random_weights"] and given["weights"]:
         raise click.UsageError("give either --weights or --random-weights")
     from onnxmesh.runtime import launch
+    from onnxmesh.runtime.loose import describe
 
     request = launch.Request(plan, inputs, seed or 0, **given, graph=not no_graph, plain_read=verbose)
     result = launch.run(request)
     if quiet or result.rank != 0:
         return
-    for name, array in result.outputs.items():
-        click.echo(f"{name}: {array.dtype.name}{list(array.shape)}")
+    for name, value in result.outputs.items():
+        click.echo(f"{name}: {describe(value)}")
     click.echo(f"{result.ranks} ranks: loaded in {result.load_seconds:.2f} s, {_runs(result.run_seconds)}")
     click.echo(result.load)
 

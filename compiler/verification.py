@@ -15,6 +15,7 @@ from onnx import TensorProto, numpy_helper
 from onnxmesh.compiler.errors import VerificationError
 from onnxmesh.runtime.bound_values import bound_values
 from onnxmesh.runtime.dtypes import dtype, is_narrow
+from onnxmesh.runtime.loose import describe
 from onnxmesh.runtime.plan import Plan
 from onnxmesh.runtime.recipe import Fetch
 from onnxmesh.runtime.session import Session
@@ -91,15 +92,29 @@ def verify(
             f"the model has no output {missing[0]!r}", hint=f"its outputs are {', '.join(expected)}"
         )
     limit = tolerance if tolerance is not None else default_tolerance(plan)
-    rows = tuple(compare(name, ours, expected[name], limit) for name, ours in zip(names, outputs))
-    return Verification(used, rows)
+    rows = (row for name, ours in zip(names, outputs) for row in compare_values(name, ours, expected[name], limit))
+    return Verification(used, tuple(rows))
 
 
 def default_tolerance(plan: Plan) -> float:
     """By the narrowest float that the plan computes with."""
     program = plan.programs[0]
-    narrow = any(is_narrow(dtype(buffer.dtype)) for buffer in program.buffers)
+    narrow = any(is_narrow(dtype(buffer.dtype)) for buffer in program.buffers if not buffer.is_loose)
     return HALF if narrow else SINGLE
+
+
+def compare_values(name: str, ours: Any, expected: Any, tolerance: float) -> Iterator[Comparison]:
+    """Compare an output: of a sequence each tensor, of strings whether they are equal."""
+    if isinstance(ours, list) and isinstance(expected, list) and len(ours) == len(expected):
+        for index, pair in enumerate(zip(ours, expected)):
+            yield from compare_values(f"{name}[{index}]", *pair, tolerance)
+    elif all(_is_numbers(x) for x in (ours, expected)):
+        yield compare(name, ours, expected, tolerance)
+    else:
+        same = np.array_equal(ours, expected) if isinstance(ours, np.ndarray) else ours is expected is None
+        note = "" if same else f"it is {describe(ours)}, the reference's {describe(expected)}"
+        kind, shape = getattr(ours, "dtype", "none"), tuple(getattr(ours, "shape", ()))
+        yield Comparison(name, str(kind), shape, 0.0 if same else np.inf, tolerance, note)
 
 
 def compare(name: str, ours: np.ndarray, expected: np.ndarray, tolerance: float) -> Comparison:
@@ -155,20 +170,29 @@ def _with_runtime(model: Path, feeds: Arrays) -> tuple[str, dict[str, np.ndarray
     session = onnxruntime.InferenceSession(os.fspath(model), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     known = {item.name for item in session.get_inputs()}
-    given = {name: np.ascontiguousarray(x) for name, x in feeds.items() if name in known}
+    given = {name: np.ascontiguousarray(x) if _is_numbers(x) else x for name, x in feeds.items() if name in known}
     outputs = session.run(names, given)
-    return f"ONNX Runtime {onnxruntime.__version__}", dict(zip(names, map(np.asarray, outputs)))
+    return f"ONNX Runtime {onnxruntime.__version__}", dict(zip(names, map(_as_array, outputs)))
 
 
 def _with_reference(model: Path, feeds: Arrays) -> tuple[str, dict[str, np.ndarray]]:
     from onnx.reference import ReferenceEvaluator
 
     proto = widen(onnx.load(os.fspath(model)))
-    wide = {name: x.astype(np.float32) if _is_half(x.dtype) else x for name, x in feeds.items()}
+    wide = {name: x.astype(np.float32) if _is_numbers(x) and _is_half(x.dtype) else x for name, x in feeds.items()}
     names = [output.name for output in proto.graph.output]
     with np.errstate(all="ignore"):
         outputs = ReferenceEvaluator(proto).run(names, wide)
-    return f"onnx.reference {onnx.__version__} in float32", dict(zip(names, map(np.asarray, outputs)))
+    return f"onnx.reference {onnx.__version__} in float32", dict(zip(names, map(_as_array, outputs)))
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether this is a tensor of numbers: no sequence, nothing optional, no strings."""
+    return isinstance(value, np.ndarray) and value.dtype != object
+
+
+def _as_array(value: Any) -> Any:
+    return value if value is None or isinstance(value, list) else np.asarray(value)
 
 
 def _is_half(kind: Any) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 
 from onnxmesh.runtime.dtypes import dtype, wider
 from onnxmesh.runtime.errors import InvalidArgument, RunError
+from onnxmesh.runtime.loose import from_files, to_files
 from onnxmesh.runtime.plan import Plan, Port
 
 Arrays = dict[str, np.ndarray]
@@ -26,6 +27,8 @@ Arrays = dict[str, np.ndarray]
 
 def read_inputs(path: str | Path, ports: Sequence[Port]) -> Arrays:
     """The arrays in `path` by name, those of the declared inputs with the declared dtype.
+
+    A sequence is NAME.0, NAME.1, ...; an optional input that is not there is nothing.
 
     In a folder an input is `NAME.npy`, `NAME.pb` or, by position, `input_0.npy`, `input_0.pb`; a .pb may also carry
     the name itself.
@@ -44,7 +47,8 @@ def read_inputs(path: str | Path, ports: Sequence[Port]) -> Arrays:
             hint="give an .npz file, or a folder of .npy or .pb files",
         )
     declared = {port.name: port for port in ports}
-    return {name: _typed(x, declared[name]) if name in declared else x for name, x in found.items()}
+    values = from_files(found, [port for port in ports if port.is_loose])
+    return {name: _typed(x, declared[name]) if name in declared else x for name, x in values.items()}
 
 
 def random_inputs(plan: Plan, seed: int) -> Arrays:
@@ -55,8 +59,10 @@ def random_inputs(plan: Plan, seed: int) -> Arrays:
     return {port.name: _random(port, below.get(port.name) or 2, rng) for port in plan.programs[0].inputs}
 
 
-def write_outputs(path: str | Path, arrays: Mapping[str, np.ndarray], *, proto: bool = False) -> None:
+def write_outputs(path: str | Path, arrays: Mapping[str, Any], *, proto: bool = False) -> None:
     """Write arrays to an .npz file, or to a folder as .npy or (`proto`) .pb; whole or not at all.
+
+    A sequence is written as NAME.0, NAME.1, ...; an optional value that is not there, not at all.
 
     Raises:
         RunError: the disk is full, or the path cannot be written.
@@ -65,10 +71,10 @@ def write_outputs(path: str | Path, arrays: Mapping[str, np.ndarray], *, proto: 
     try:
         if path.suffix == ".npz":
             with _beside(path) as work:
-                _write_npz(work, arrays)
+                _write_npz(work, to_files(arrays))
         else:
             path.mkdir(parents=True, exist_ok=True)
-            _write_folder(path, arrays, proto)
+            _write_folder(path, to_files(arrays), proto)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "free some space, or choose another disk" if full else ""
@@ -81,6 +87,8 @@ def is_proto_folder(path: str | Path | None) -> bool:
 
 
 def _random(port: Port, below: int, rng: np.random.Generator) -> np.ndarray:
+    if port.is_loose:
+        raise InvalidArgument(f"there are no random inputs for '{port.name}', a {port.dtype}", hint="give --inputs")
     kind = dtype(port.dtype)
     if kind == np.bool_ or np.issubdtype(wider(kind), np.integer):
         return rng.integers(0, 2 if kind == np.bool_ else below, port.shape).astype(kind)
@@ -89,6 +97,8 @@ def _random(port: Port, below: int, rng: np.random.Generator) -> np.ndarray:
 
 def _typed(array: np.ndarray, port: Port) -> np.ndarray:
     """Raw items as the declared dtype, where they are of its size."""
+    if port.is_loose:
+        return array
     kind = dtype(port.dtype)
     return array.view(kind) if array.dtype.kind == "V" and array.dtype.itemsize == kind.itemsize else array
 

@@ -9,12 +9,15 @@ where not even their number is.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxmesh.runtime.dtypes import from_ort, ort_type
+
+if TYPE_CHECKING:
+    from onnxmesh.runtime.plan import Port
 
 STRINGS = "tensor(string)"
 _NESTED = re.compile(r"(seq|optional|tensor)\((.*)\)")
@@ -82,6 +85,32 @@ def describe(value: Any) -> str:
 def dims(shape: Sequence[int]) -> str:
     """What is known of a shape, for messages; empty where nothing is."""
     return f"[{', '.join('?' if size < 0 else str(size) for size in shape)}]" if shape else ""
+
+
+def to_files(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays by which files hold values: a sequence as NAME.0, NAME.1, ..., strings as NumPy's, None as nothing."""
+    found: dict[str, np.ndarray] = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            found |= to_files({f"{name}.{i}": item for i, item in enumerate(value)})
+        elif value is not None:
+            array = np.asarray(value)
+            found[name] = array.astype(str) if array.dtype.kind == "O" else array
+    return found
+
+
+def from_files(arrays: Mapping[str, np.ndarray], ports: Sequence[Port]) -> dict[str, Any]:
+    """The values that files hold as `to_files` writes them; `ports` are those of loose values."""
+    found: dict[str, Any] = dict(arrays)
+    for port in ports:
+        if port.name in found:
+            continue
+        items = [found.pop(name) for i in range(len(arrays)) if (name := f"{port.name}.{i}") in found]
+        if items or port.dtype.startswith("seq("):
+            found[port.name] = items
+        elif port.dtype.startswith("optional("):
+            found[port.name] = None
+    return found
 
 
 def tensor_type(name: str) -> str:

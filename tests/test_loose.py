@@ -229,6 +229,40 @@ def test_a_saved_plan_runs_from_the_command_line(command: Command, tmp_path: Pat
     np.testing.assert_array_equal(found["where"], np.stack(x.nonzero()))
 
 
+@pytest.mark.parametrize("target", ["out.npz", "out"])
+def test_sequences_and_strings_pass_through_files(command: Command, tmp_path: Path, target: str) -> None:
+    model = parse("""
+        g (seq(float[n]) given, optional(float[n]) maybe, string[2] words)
+            => (seq(float[n]) more, string[2] again, bool has, optional(float[n]) same) {
+            zero = Constant<value_int = 0>()
+            first = SequenceAt(given, zero)
+            more = SequenceInsert(given, first)
+            again = Identity(words)
+            has = OptionalHasElement(maybe)
+            same = Identity(maybe)
+        }
+    """)
+    onnx.save(model, tmp_path / "m.onnx")
+    given = {"given.0": np.ones(2, np.float32), "given.1": np.zeros(1, np.float32), "words": np.array(["a", "ÿ"])}
+    np.savez(tmp_path / "x.npz", **given)
+    assert command("compile", tmp_path / "m.onnx", "-o", tmp_path / "m.plan").code == 0
+    done = command("run", tmp_path / "m.plan", "--inputs", tmp_path / "x.npz", "--outputs", tmp_path / target)
+    assert done.code == 0, done.err
+    out = tmp_path / target
+    found = dict(np.load(out)) if out.is_file() else {path.stem: np.load(path) for path in out.iterdir()}
+    assert {name: x.tolist() for name, x in found.items()} == {
+        **{"more.0": [1, 1], "more.1": [0], "more.2": [1, 1]},
+        **{"again": ["a", "ÿ"], "has": False},
+    }
+
+
+def test_verify_compares_what_is_loose(command: Command, tmp_path: Path) -> None:
+    onnx.save(parse(CHAIN, **CHAIN_WEIGHTS), tmp_path / "m.onnx")
+    done = command("verify", tmp_path / "m.onnx")
+    assert done.code == 0, done.err
+    assert "where" in done.out
+
+
 # --- damaged plans -------------------------------------------------------------------------------------------
 
 
