@@ -11,8 +11,10 @@ import pytest
 from onnx import TensorProto, helper
 
 import onnxmesh
+from onnxmesh.runtime import io
 from onnxmesh.runtime.dtypes import dtype
 from onnxmesh.runtime.onnx_weights import onnx_fetch
+from onnxmesh.runtime.plan import Port
 
 KINDS = {
     "int4": TensorProto.INT4,
@@ -107,3 +109,30 @@ def test_a_session_says_onnx_types_and_takes_arrays_of_ml_dtypes(tmp_path: Path)
         (y,) = session.run(None, {"x": x})
     assert y.dtype == ml_dtypes.float8_e4m3fn
     np.testing.assert_array_equal(y.astype(np.float32), x.astype(np.float32))
+
+
+@pytest.mark.parametrize("form", ["x.npz", "folder of npy", "folder of pb"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_keep_such_arrays(kind: str, form: str, tmp_path: Path) -> None:
+    array, port = numbers(kind), Port("x", kind, (ROWS, COLUMNS), (), 0)
+    io.write_outputs(tmp_path / form, {"x": array}, proto=form.endswith("pb"))
+    found = io.read_inputs(tmp_path / form, [port])
+    assert found["x"].dtype == array.dtype
+    assert found["x"].tobytes() == array.tobytes()
+
+
+def test_nothing_is_fused_that_gpus_have_no_arrays_of() -> None:
+    """Float in, float out, rounded to 8 bits in between: only what stands around the casts is fused."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Relu", ["x"], ["a"]),
+            helper.make_node("Neg", ["a"], ["b"]),
+            helper.make_node("Cast", ["b"], ["c"], to=TensorProto.FLOAT8E5M2),
+            helper.make_node("Cast", ["c"], ["y"], to=TensorProto.FLOAT),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3])],
+    )
+    plan = onnxmesh.compile(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11))
+    assert [item.kernel for item in plan.programs[0].instructions] == ["Fused", "Cast", "Cast"]

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from onnxmesh.compiler.ir.rule import itemsize
 from onnxmesh.compiler.ir.view import dtype_of, shape_of
+from onnxmesh.runtime.dtypes import is_for_hosts
 from onnxmesh.runtime.kernels.elementwise import ELEMENTWISE
 from onnxmesh.runtime.kernels.fused import ROTARY
 
@@ -60,6 +61,12 @@ class Group:
                     yield value
 
 
+def _is_for_hosts(node: ir.Node) -> bool:
+    """Whether a node reads or makes what GPUs have no arrays of: it runs on the host there, and nothing else should."""
+    values = (value for value in (*node.inputs, *node.outputs) if value is not None and value.dtype is not None)
+    return any(is_for_hosts(value.dtype.numpy()) for value in values if value.dtype is not None)
+
+
 class Groups:
     """All groups of a graph."""
 
@@ -70,8 +77,10 @@ class Groups:
         self._of: dict[ir.Node, list[Group]] = {}
 
     def is_free(self, node: ir.Node | None) -> bool:
-        """Whether the node is elementwise or a Rotary, and in no group."""
-        return node is not None and (node.op_type in ELEMENTWISE or node.op_type == ROTARY) and node not in self._of
+        """Whether the node is elementwise or a Rotary, in no group, and of dtypes that GPUs compute with."""
+        if node is None or node in self._of:
+            return False
+        return (node.op_type in ELEMENTWISE or node.op_type == ROTARY) and not _is_for_hosts(node)
 
     def start(self, path: list[ir.Node], core: ir.Node | None = None) -> Group:
         """A group of a chain of nodes, the last of which is the root."""

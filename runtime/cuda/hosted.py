@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from onnxmesh.runtime.cuda.device import import_cupy
+from onnxmesh.runtime.dtypes import is_for_hosts
 from onnxmesh.runtime.kernels.registry import TensorType
 
-_DEVICE_KINDS = "biufc"
-"""NumPy's kinds of dtypes that CuPy has arrays of; bfloat16 comes on top."""
+_OBJECTS = "OSUTV"
+"""NumPy's kinds of dtypes that hold no numbers; also ml_dtypes' own, bfloat16 among them."""
 
 
 def is_foreign(kind: np.dtype) -> bool:
-    """Whether CuPy has no arrays of a dtype: floats of 8 bits and less, integers of 2 and 4."""
-    return kind.kind not in _DEVICE_KINDS and kind.name != "bfloat16"
+    """Whether CuPy has no arrays of a dtype: floats of 8 bits and less, integers of 2 and 4, strings."""
+    return is_for_hosts(kind) or (kind.kind in _OBJECTS and kind.name != "bfloat16")
 
 
 def storage(kind: np.dtype) -> np.dtype:
