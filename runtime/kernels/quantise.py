@@ -72,5 +72,7 @@ def _spread(call: Call, x: Array, values: Array) -> Array:
 def unpack_bits(call: Call, x: Array) -> Array:
     """The numbers of `bits` bits in bytes x [..., n], lowest bits first: uint8 [..., n * 8 / bits]."""
     xp, bits = call.xp, call.attrs["bits"]
-    shifts = xp.arange(0, 8, bits, dtype=xp.uint8)
-    return ((x[..., None] >> shifts) & xp.uint8((1 << bits) - 1)).reshape(call.outs[0].shape)
+    numbers = xp.empty((*x.shape, 8 // bits), xp.uint8)
+    for i in range(8 // bits):
+        numbers[..., i] = (x >> xp.uint8(bits * i)) & xp.uint8((1 << bits) - 1)
+    return numbers.reshape(call.outs[0].shape)
