@@ -8,6 +8,7 @@ import numpy as np
 
 import onnxmesh.runtime.kernels  # noqa: F401  (registers the generic ones)
 from onnxmesh.runtime.cuda import gemm
+from onnxmesh.runtime.dtypes import is_narrow
 from onnxmesh.runtime.kernels.numeric import rounded, wide
 from onnxmesh.runtime.kernels.registry import Array, Call, Kernel, find, kernel
 
@@ -41,12 +42,17 @@ def top_k(call: Call, x: Array) -> tuple[Array, Array]:
     return xp.take_along_axis(x, order, axis=axis), rounded(call, order, 1)
 
 
+_ATOMIC = frozenset(("int32", "uint32", "uint64", "float32", "float64"))
+"""The dtypes that CuPy scatters with a reduction."""
+
+
 def _scatter(op: str) -> Kernel:
-    """As the generic kernel; products, which CuPy cannot scatter, are made on the host."""
+    """As the generic kernel; products and dtypes that CuPy cannot scatter go through the host."""
     generic = find(op)
 
     def scatter(call: Call, *arrays: Array) -> Array:
-        if call.attrs.get("reduction") != "mul":
+        reduction, dtype = call.attrs.get("reduction", "none"), arrays[0].dtype
+        if reduction == "none" or (reduction != "mul" and (is_narrow(dtype) or dtype.name in _ATOMIC)):
             return generic(call, *arrays)
         return call.xp.asarray(generic(replace(call, xp=np), *(x.get() for x in arrays)))
 
