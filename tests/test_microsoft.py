@@ -185,6 +185,14 @@ PRODUCTS = [
     case("channels last", "NhwcConv", PICTURE, KERNEL, formula=convolved),
     case("channels last, relu", "NhwcFusedConv", PICTURE, KERNEL, activation="Relu",
          formula=lambda x, w: np.maximum(convolved(x, w), 0)),
+    *(
+        case(
+            f"bnb {kind} {block}", "MatMulBnb4", floats(B, S, 64), below(256, 24 * 64 // 2).astype(np.uint8),
+            np.abs(floats(24 * 64 // block)), known=(1, 2), N=24, K=64, block_size=block, quant_type=kind,
+        )
+        for kind in (0, 1)
+        for block in (16, 64)
+    ),
     case("distances squared", "CDist", floats(5, 8), floats(7, 8)),
     case("distances", "CDist", floats(5, 8), floats(7, 8), metric="euclidean"),
 ]  # fmt: skip

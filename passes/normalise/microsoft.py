@@ -14,6 +14,7 @@ from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.graph.build import Builder
 from onnxmesh.passes.graph.infer import dtype_of, label, optional, present, shape_of
 from onnxmesh.passes.normalise.microsoft_attention import ATTENTION_EXPANSIONS
+from onnxmesh.passes.normalise.microsoft_bnb import BNB_EXPANSIONS
 from onnxmesh.passes.normalise.microsoft_moe import MOE_EXPANSIONS
 from onnxmesh.passes.normalise.microsoft_norms import NORM_EXPANSIONS, sum_of
 from onnxmesh.passes.normalise.microsoft_plain import PLAIN_EXPANSIONS
@@ -117,6 +118,7 @@ EXPANSIONS: dict[tuple[str, str], Expansion] = {
         **PLAIN_EXPANSIONS,
         **ATTENTION_EXPANSIONS,
         **QUANTISED_EXPANSIONS,
+        **BNB_EXPANSIONS,
         **STATE_EXPANSIONS,
     }.items()
 }
