@@ -14,12 +14,14 @@ import onnx_ir.passes.common as common
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnxmesh.compiler.errors import ModelError
-from onnxmesh.compiler.oldest import mend
+from onnxmesh.compiler.oldest import mend, mend_resizes
 from onnxmesh.passes.normalise.collectives import MICROSOFT, TENSORRT
 
 OLDEST_OPSET, NEWEST_OPSET, LIFTED_OPSET = 1, 28, 13
 STANDARD = frozenset({"ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training"})
 DOMAINS = frozenset({"", "ai.onnx", *STANDARD, MICROSOFT, TENSORRT, "onnxmesh"})
+DEPRECATED = {"GroupNormalization": MICROSOFT}
+"""Ops of ONNX that its checker refuses in some opsets, with a domain that it does not look into."""
 MISPLACED = {"SimplifiedLayerNormalization": MICROSOFT, "DistCollective": TENSORRT}
 """Ops of other domains that stand in ONNX's own, or in any: ONNX Runtime and TensorRT write them so."""
 SMALL = 1024
@@ -228,7 +230,7 @@ def _tolerate(proto: onnx.ModelProto) -> None:
     """Hide from the checker what it refuses without need.
 
     Graph inputs and outputs may lack a shape; ONNX's domain has two names; ONNX Runtime and TensorRT keep ops of their
-    own in it, or do not import their domains.
+    own in it, or do not import their domains; GroupNormalization is deprecated from opset 18 to 20, yet written.
     """
     for named in [*proto.opset_import, *proto.graph.node]:
         if named.domain == "ai.onnx":
@@ -237,7 +239,7 @@ def _tolerate(proto: onnx.ModelProto) -> None:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.shape.SetInParent()
     for node in proto.graph.node:
-        node.domain = node.domain or MISPLACED.get(node.op_type, "")
+        node.domain = node.domain or (MISPLACED | DEPRECATED).get(node.op_type, "")
     known = {opset.domain for opset in proto.opset_import}
     for domain in sorted({node.domain for node in proto.graph.node} & {MICROSOFT, TENSORRT} - known):
         proto.opset_import.append(onnx.helper.make_opsetid(domain, 1))
@@ -362,4 +364,5 @@ def lift(model: ir.Model) -> ir.Model:
             lifted.graph.inputs.remove(value)
             value.const_value = original.const_value
             lifted.graph.register_initializer(value)
+    mend_resizes(lifted, opset)
     return lifted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx
+import onnx_ir as ir
 from onnx import helper
 
 BROADCASTING_OPSET = 7
@@ -10,6 +11,9 @@ BROADCASTING_OPSET = 7
 
 RESHAPE_OPSET = 5
 """From it on Reshape takes its shape as an input."""
+
+COORDINATES_OPSET = 11
+"""From it on Resize says by attributes how positions are found in the image."""
 
 _ALONG_AXIS = frozenset("Add Sub Mul Div Pow And Or Xor Equal Greater Less".split())
 """Ops whose attribute `axis` said where the dims of the second operand begin in the first one's."""
@@ -27,6 +31,20 @@ def mend(model: onnx.ModelProto, opset: int) -> None:
         nodes = [new for node in model.graph.node for new in (_flat(node) if node.op_type == "Hardmax" else [node])]
         del model.graph.node[:]
         model.graph.node.extend(nodes)
+
+
+def mend_resizes(model: ir.Model, opset: int) -> None:
+    """Let the Resizes of a model that was lifted from `opset` count as they did, in place.
+
+    Pixels began at whole numbers; the nearest one was that before, and where the image shrinks that behind.
+    """
+    for node in model.graph.all_nodes():
+        if opset < COORDINATES_OPSET and node.op_type == "Resize":
+            scales = node.inputs[2] if len(node.inputs) > 2 else None
+            known = None if scales is None or scales.const_value is None else scales.const_value.numpy()
+            shrinks = known is not None and bool((known <= 1).all())
+            modes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "ceil" if shrinks else "floor"}
+            node.attributes.update({name: ir.AttrString(name, mode) for name, mode in modes.items()})
 
 
 def _flat(node: onnx.NodeProto) -> list[onnx.NodeProto]:
