@@ -256,6 +256,7 @@ def elementwise_ops() -> Iterator[Case]:
     yield case("Not", [make("bool", 33)])
     for direction in ("LEFT", "RIGHT"):
         yield case("BitShift", [make("uint8", 33), make("uint8", 33)], direction=direction)
+        yield case("BitShift", [make("int32", 66), laid(np.arange(66, dtype=np.int32))], direction=direction)
     yield from specials(make)
 
 

@@ -38,10 +38,11 @@ def to_host(value: Any, kind: np.dtype | None = None) -> Any:
 
 def to_device(value: Any) -> Any:
     """A value in CuPy's arrays where CuPy has such: strings and foreign dtypes stay NumPy's."""
-    if value is None or isinstance(value, list):
-        return value if value is None else [to_device(item) for item in value]
-    array = np.asarray(value)
-    return array if is_foreign(array.dtype) else import_cupy().asarray(array)
+    if isinstance(value, list):
+        return [to_device(item) for item in value]
+    if not isinstance(value, np.ndarray | np.generic):
+        return value  # there already, or None
+    return value if is_foreign(value.dtype) else import_cupy().asarray(value)
 
 
 def as_stored(array: np.ndarray) -> np.ndarray:

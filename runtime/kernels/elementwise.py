@@ -100,7 +100,11 @@ def _pow(call: Call, x: Array, y: Array) -> Array:
 
 @_elementwise("BitShift")
 def _bit_shift(call: Call, x: Array, y: Array) -> Array:
-    return call.xp.left_shift(x, y) if call.attrs["direction"] == "LEFT" else call.xp.right_shift(x, y)
+    """A shift by the width or more leaves zeros, to the right of a negative number ones; C leaves that open."""
+    xp, width = call.xp, 8 * x.dtype.itemsize
+    left = call.attrs["direction"] == "LEFT"
+    shifted = (xp.left_shift if left else xp.right_shift)(x, xp.minimum(y, width - 1).astype(x.dtype))
+    return shifted if not left and x.dtype.kind == "i" else xp.where(y >= width, xp.zeros_like(shifted), shifted)
 
 
 @_elementwise("IsInf")

@@ -73,7 +73,8 @@ def one_hot(call: Call, indices: Array, depth: Array, values: Array) -> Array:
     size = call.outs[0].shape[axis]
     positions = xp.arange(size).reshape(-1, *[1] * (indices.ndim - axis))
     wrapped = xp.where(indices < 0, indices + size, indices)
-    return xp.where(positions == xp.expand_dims(wrapped, axis), values[1], values[0])
+    chosen = positions == xp.expand_dims(wrapped, axis)
+    return xp.where(chosen, values[1], values[0]).astype(values.dtype, copy=False)  # CuPy widens bfloat16
 
 
 @kernel("Compress")

@@ -172,7 +172,7 @@ template <typename T> INLINE T remainder(T x, T y) {
     return r != T(0) && (r < T(0)) != (y < T(0)) ? T(r + y) : r;
 }
 template <typename T> INLINE T left(T x, T y) { return y >= T(8 * sizeof(T)) ? T(0) : T(x << y); }
-template <typename T> INLINE T right(T x, T y) { return y >= T(8 * sizeof(T)) ? T(0) : T(x >> y); }
+template <typename T> INLINE T right(T x, T y) { return y >= T(8 * sizeof(T)) ? (x < T(0) ? T(-1) : T(0)) : T(x >> y); }
 template <typename T> INLINE T sigmoid(T x) { return T(1) / (T(1) + exp(-x)); }
 template <typename T> INLINE T swish(T x, T alpha) { return x / (T(1) + exp(-alpha * x)); }
 template <typename T> INLINE T gelu(T x) { return T(0.5) * x * (T(1) + erf(x * T(0.70710678118654752))); }
