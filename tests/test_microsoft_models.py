@@ -173,7 +173,10 @@ def test_a_decoder_on_tp(step: Step, choices: dict[str, bool | int]) -> None:
     assert found.flops_per_rank <= most
 
 
-WAYS = [(STEPS[0], strategy) for strategy in shares.STRATEGIES] + [(step, "auto") for step in STEPS[1:]]
+WAYS = [
+    *((step, strategy) for step in (STEPS[0], STEPS[3]) for strategy in shares.STRATEGIES),
+    *((step, "auto") for step in STEPS[1:]),
+]
 
 
 @pytest.mark.parametrize(("step", "strategy"), WAYS, ids=lambda way: getattr(way, "name", way))

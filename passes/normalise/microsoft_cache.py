@@ -63,7 +63,9 @@ def insert(b: Builder, cache: ir.Value, x: ir.Value, fill: Fill, size: int | Non
         rows = b.op("Clip", offset, *limits)
         new = b.op("Gather", x, rows, axis=2)
         inside = b.reshape(b.op("Equal", rows, offset), 1, 1, length, 1)
-    return b.op("Where", inside, new, _stretched(b, cache, length))
+    grows = length - shape_of(cache)[2] == count  # then new keys stand last, if none is padding
+    behind = b.op("Concat", cache, x, axis=2) if grows else _stretched(b, cache, length)
+    return b.op("Where", inside, new, behind)
 
 
 def _inserted_at(b: Builder, cache: ir.Value, x: ir.Value, past: int, length: int) -> ir.Value:
