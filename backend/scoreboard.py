@@ -20,8 +20,16 @@ BEGIN, END = "<!-- scoreboard -->", "<!-- end of scoreboard -->"
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 
-KNOWN: Mapping[str, str] = {}
-"""By a pattern of test names, why no implementation but the one that made their outputs can pass them."""
+KNOWN: Mapping[str, str] = {
+    "test_bernoulli*": "the output is random, and was drawn by another generator",
+    "test_attention_4d_causal_fp16_expanded": "the expected float16 output is rounded after every step; ours is nearer "
+    "to the exact one",
+    "test_loop16_seq_none": "the runner asks the elements of a sequence for their length, and a scalar has none; the "
+    "outputs are equal",
+    "test_scan_sum": "ONNX's converter takes the batch dim of an old Scan away from the model's inputs",
+    "test_image_decoder*": "onnx.reference decodes images only where Pillow is installed",
+}
+"""By a pattern of test names, what is known of those that do not pass."""
 
 
 def tally(outcomes: Sequence[Outcome], seconds: float) -> Json:

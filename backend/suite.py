@@ -41,7 +41,7 @@ class Outcome:
     Attributes:
         kind: one of the values of `KINDS`.
         domain: of the model's nodes: `ai.onnx`, or the other one that it uses.
-        status: passed, `native`ly, `folded` (all of it by the compiler), or by the `fallback` to onnx.reference;
+        status: passed, `native`ly, `folded` (nothing was left to run), or by the `fallback` to onnx.reference;
             or `failed`, or refused as `unsupported`.
         ops: those that the fallback computed.
         reason: of a failure.

@@ -8,18 +8,22 @@ stores it anew. The tests run in pieces, which pytest's workers share.
 from __future__ import annotations
 
 import fnmatch
+from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
+from onnx.backend.test.loader import load_model_tests
 
+from onnxmesh import backend
 from onnxmesh.backend import scoreboard, suite
 
 PIECES = 24
 BOARD: dict[str, Any] = scoreboard.load()
 CPU: dict[str, Any] = BOARD["devices"]["CPU"]
 
-LEAST_PASSED = {"node": 1737, "simple": 12, "pytorch-converted": 82, "pytorch-operator": 35, "light": 9}
+LEAST_PASSED = {"node": 1860, "simple": 23, "pytorch-converted": 82, "pytorch-operator": 35, "light": 9}
 MOST_BY_THE_FALLBACK = 120
 NATIVE = (
     *("Conv*", "*Pool", "*Normalization", "Resize", "Gather*", "Scatter*", "TopK", "Cum*", "Reduce*", "MatMul*"),
@@ -36,7 +40,7 @@ same_version = pytest.mark.skipif(onnx.__version__ != BOARD["onnx"], reason="the
 def test_what_passed_passes(piece: int) -> None:
     worse = []
     for name in list(suite.names())[piece::PIECES]:
-        if name in CPU["exceptions"]:
+        if name in CPU["exceptions"] or ("image_decoder" in name and find_spec("PIL") is None):
             continue
         outcome = suite.run_one(name)
         allowed = suite.PASSED if name in CPU["fallback"] else ("native", "folded")
@@ -52,8 +56,33 @@ def test_enough_passes(kind: str) -> None:
     assert len(set(tests) - set(CPU["exceptions"])) >= LEAST_PASSED[kind]
 
 
-def test_every_exception_has_a_reason() -> None:
-    assert all(CPU["exceptions"].values())
+def test_every_exception_has_a_reason_that_is_known() -> None:
+    for name in CPU["exceptions"]:
+        assert any(fnmatch.fnmatch(name, pattern) for pattern in scoreboard.KNOWN), name
+
+
+def case(name: str) -> tuple[onnx.ModelProto, list[Any], list[Any]]:
+    """A node test's model, inputs and outputs."""
+    found = next(item for item in load_model_tests(kind="node") if item.name == name)
+    ((inputs, outputs),) = found.data_sets
+    return found.model, inputs, outputs
+
+
+def test_what_the_runner_cannot_compare_is_equal() -> None:
+    model, inputs, (expected,) = case("test_loop16_seq_none")
+    (found,) = backend.run_model(model, inputs)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_half_precision_attention_is_nearer_to_the_exact_output_than_what_is_expected() -> None:
+    model, inputs, (expected,) = case("test_attention_4d_causal_fp16_expanded")
+    q, k, v = (x.astype(np.float64) for x in inputs)
+    scores = q @ k.swapaxes(2, 3) / np.sqrt(q.shape[3])
+    weights = np.exp(np.where(np.tri(*scores.shape[2:]), scores, -np.inf))
+    exact = weights / weights.sum(-1, keepdims=True) @ v
+    (ours,) = backend.run_model(model, inputs)
+    assert np.abs(ours - exact).max() < np.abs(expected - exact).max()
 
 
 def test_the_fallback_computes_little_and_nothing_that_models_are_made_of() -> None:
