@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -32,8 +33,11 @@ def onnx_fetch(model_path: str | Path) -> Callable[[str], np.ndarray]:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own errors share no base class
         raise PlanError(f"{path}: not a readable ONNX model: {error}") from error
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    tensors |= _constants(model.graph)
+    tensors = {
+        **_within(model.graph),
+        **{tensor.name: tensor for tensor in model.graph.initializer},
+        **_constants(model.graph),
+    }
 
     def fetch(name: str) -> np.ndarray:
         if name not in tensors:
@@ -41,6 +45,17 @@ def onnx_fetch(model_path: str | Path) -> Callable[[str], np.ndarray]:
         return _read(tensors[name], path)
 
     return fetch
+
+
+def _within(graph: Any) -> dict[str, Any]:
+    """The initialisers of the graphs that control flow holds, those of whose names there is one only."""
+    waiting, tensors = [graph], []
+    while waiting:
+        for attribute in (a for node in waiting.pop().node for a in node.attribute if a.HasField("g")):
+            waiting.append(attribute.g)
+            tensors += attribute.g.initializer
+    names = Counter(tensor.name for tensor in tensors)
+    return {tensor.name: tensor for tensor in tensors if names[tensor.name] == 1}
 
 
 def _constants(graph: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxmesh
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.runtime.errors import PlanError
+from onnxmesh.runtime.onnx_weights import onnx_fetch
 from onnxmesh.runtime.plan import Control, Plan
 from onnxmesh.runtime.validate import validate
 
@@ -172,6 +173,30 @@ def test_a_plan_with_control_flow_is_saved_and_read(tmp_path: Path) -> None:
         ours = session.run(["y"], feeds)[0]
     np.testing.assert_allclose(ours, onnxruntime_of(proto).run(["y"], feeds)[0], rtol=1e-5, atol=1e-6)
     assert onnxmesh.compile(proto, tp=2).programs == plan.programs, "equal input gives equal plans"
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_weights_of_a_body_are_recipes_over_the_models_own(tmp_path: Path, inside: bool) -> None:
+    """A transposed weight of the body, or of the graph around it, is stored as such, or read from the model's file."""
+    weights = {"w": floats(200, 200) / 20}  # larger than what is folded
+    body = graph(
+        [node("Transpose", "w", "t", perm=[1, 0]), node("MatMul", "state t", "next"), node("Identity", "was", "go")],
+        {"i": (INT64, []), "was": (BOOL, []), "state": (FLOAT, None)},
+        {"go": (BOOL, []), "next": (FLOAT, None)},
+        weights if inside else {},
+    )
+    kinds: Typed = {"x": (FLOAT, [3, 200]), "n": (INT64, [])}
+    proto = model([node("Loop", "n - x", "y", body=body)], kinds, {"y": (FLOAT, [3, 200])}, {} if inside else weights)
+    before, feeds = proto.SerializeToString(), {"x": floats(3, 200), "n": np.array(2)}
+    plan = onnxmesh.compile(proto)
+    assert proto.SerializeToString() == before, "the caller's model is as it was"
+    assert [weight.recipe["op"] for weight in plan.weights] == ["transpose"]
+    onnx.save(proto, tmp_path / "m.onnx")
+    plan.save(tmp_path / "m.plan", weights=False)
+    with onnxmesh.Session(onnxmesh.load(tmp_path / "m.plan"), weights=onnx_fetch(tmp_path / "m.onnx")) as session:
+        np.testing.assert_allclose(
+            session.run(None, feeds)[0], onnxruntime_of(proto).run(None, feeds)[0], rtol=1e-4, atol=1e-5
+        )
 
 
 def counted(cond: str = "was") -> onnx.ModelProto:

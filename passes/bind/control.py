@@ -24,6 +24,9 @@ from onnxmesh.passes.graph.supported import check_supported
 from onnxmesh.passes.normalise.normalise import normalise
 from onnxmesh.runtime.control import CONTROL
 
+_TAKEN = "taken"
+"""`meta` key of a graph: the names of all initialisers of it, and of the graphs around it and within."""
+
 Propagate = Callable[[ir.Graph], None]
 Dims = tuple[int | None, ...]
 
@@ -195,6 +198,8 @@ class _Bodies:
         self.graph, self.node, self.propagate = graph, node, propagate
         self.bound: dict[str, ir.Graph] = {}
         self.captured: dict[str, dict[ir.Value, ir.Value]] = {}
+        self.taken: set[str] = graph.meta.setdefault(_TAKEN, set(graph.initializers))
+        self.names: dict[tuple[str, str], str] = {}
 
     def bind(self, name: str, types: Sequence[Type]) -> list[Type]:
         """Bind a copy of a graph for inputs of the given types; the types of its outputs."""
@@ -205,44 +210,23 @@ class _Bodies:
             value.type = found.type
             value.shape = None if found.dims is None else ir.Shape(found.dims)
         body.opset_imports.update(self.graph.opset_imports)
-        captured = self._capture(body)
+        body.meta[_TAKEN] = self.taken
+        for value in list(body.initializers.values()):
+            _rename(body, value, self._own_name(name, value.name or "constant"))
+        captured = _capture(body)
         self.propagate(body)
         normalise(ir.Model(body, ir_version=10))
         check_supported(body)
         self.bound[name], self.captured[name] = body, captured
         return [_type_of(value) for value in body.outputs]
 
-    def _capture(self, body: ir.Graph) -> dict[ir.Value, ir.Value]:
-        """Give the body a value of its own for each that it reads of the graph around it: an input, or a constant."""
-        for value in list(body.initializers.values()):
-            _rename(body, value, fresh(self.graph, value.name or "constant"))
-        own = {*body.inputs, *body.initializers.values(), *(v for n in body.all_nodes() for v in n.outputs)}
-        for inner in body.subgraphs():
-            own |= {*inner.inputs, *inner.initializers.values()}
-        copies: dict[ir.Value, ir.Value] = {}
-        captured: dict[ir.Value, ir.Value] = {}
-
-        def copy_of(value: ir.Value) -> ir.Value:
-            if value not in copies:
-                copies[value] = _copy(value)
-                if value.is_initializer() and not value.is_graph_input():
-                    body.register_initializer(copies[value])
-                else:
-                    captured[value] = copies[value]
-                    body.inputs.append(copies[value])
-            return copies[value]
-
-        for node in list(body.all_nodes()):
-            for index, read in enumerate(node.inputs):
-                if read is not None and read not in own:
-                    node.replace_input_with(index, copy_of(read))
-        for index, output in enumerate(body.outputs):
-            if output not in own:
-                identity = ir.node("Identity", [copy_of(output)], name=fresh(body, "identity"))
-                identity.outputs[0].name = fresh(body, output.name or "output")
-                body.append(identity)
-                body.outputs[index] = identity.outputs[0]
-        return captured
+    def _own_name(self, body: str, name: str) -> str:
+        """The name of an initialiser of a body: its own, unless another graph's has it."""
+        key = (body, name)
+        if key not in self.names:
+            self.names[key] = fresh(self.graph, name) if name in self.taken else name
+            self.taken.add(self.names[key])
+        return self.names[key]
 
     def close(self) -> None:
         """Make what all bodies read inputs of the node, after its operands, and of each of them."""
@@ -278,6 +262,37 @@ class _Bodies:
         result.meta.update(value.meta)
         graph.initializers.add(result)
         return result
+
+
+def _capture(body: ir.Graph) -> dict[ir.Value, ir.Value]:
+    """Give the body a value of its own for each that it reads of the graph around it: an input, or a constant."""
+    own = {*body.inputs, *body.initializers.values(), *(v for n in body.all_nodes() for v in n.outputs)}
+    for inner in body.subgraphs():
+        own |= {*inner.inputs, *inner.initializers.values()}
+    copies: dict[ir.Value, ir.Value] = {}
+    captured: dict[ir.Value, ir.Value] = {}
+
+    def copy_of(value: ir.Value) -> ir.Value:
+        if value not in copies:
+            copies[value] = _copy(value)
+            if value.is_initializer() and not value.is_graph_input():
+                body.register_initializer(copies[value])
+            else:
+                captured[value] = copies[value]
+                body.inputs.append(copies[value])
+        return copies[value]
+
+    for node in list(body.all_nodes()):
+        for index, read in enumerate(node.inputs):
+            if read is not None and read not in own:
+                node.replace_input_with(index, copy_of(read))
+    for index, output in enumerate(body.outputs):
+        if output not in own:
+            identity = ir.node("Identity", [copy_of(output)], name=fresh(body, "identity"))
+            identity.outputs[0].name = fresh(body, output.name or "output")
+            body.append(identity)
+            body.outputs[index] = identity.outputs[0]
+    return captured
 
 
 def _rename(body: ir.Graph, value: ir.Value, name: str) -> None:
