@@ -105,6 +105,19 @@ def case(name: str, op: str, *inputs: np.ndarray | None, outputs: int = 1, **mor
     return Case(name, op, list(inputs), more, outputs, **fields)
 
 
+def quantised_embed(segments: np.ndarray | None) -> Case:
+    """Tables, scale and shift of 8 bits; without segments there is nothing of their table."""
+    tables: list[np.ndarray | None] = [below(256, n, WIDTH).astype(np.uint8) for n in (9, 7, 2)]
+    scales: list[np.ndarray | None] = [np.array(x, np.float32) for x in (0.02, 0.03, 0.04, 0.01, 0.02)]
+    zeros: list[np.ndarray | None] = [np.array(x, np.uint8) for x in (128, 120, 130, 0, 90)]
+    if segments is None:
+        tables[2] = scales[2] = zeros[2] = None
+    affine = below(256, 2, WIDTH).astype(np.uint8)
+    name = f"embed of 8 bits, {'no ' if segments is None else ''}segments"
+    inputs = [WORDS, segments, *tables, *affine, KEPT, *scales, *zeros]
+    return case(name, "QEmbedLayerNormalization", *inputs, outputs=2, types={1: INT32})
+
+
 ACTIVATIONS = [
     case("gelu", "Gelu", X),
     case("bias gelu", "BiasGelu", X, BIAS),
@@ -142,6 +155,7 @@ NORMS = [
         "embed at positions", "EmbedLayerNormalization", WORDS, None, *TABLES[:2], None, GAIN, SHIFT, None,
         below(7, B, S), outputs=3, types={1: INT32}, epsilon=1e-3,
     ),
+    *map(quantised_embed, (SEGMENTS, None)),
     case("group norm", "GroupNorm", PICTURE, *floats(2, 6), groups=2, activation=1, formula=group_norm),
     case(
         "group norm, channels first", "GroupNorm", IMAGE, *floats(2, 6), groups=2, activation=0, channels_last=0,

@@ -77,14 +77,37 @@ def embed_layer_norm(node: ir.Node, b: Builder) -> None:
     Its second output is the number of tokens that the mask keeps in each sequence (0 where there is no mask), its third
     the sum.
     """
-    ids, segments, words = present(node, 0), optional(node, 1), present(node, 2)
-    positions, table, rows = optional(node, 8), present(node, 3), shape_of(present(node, 0))
-    at = b.constant(np.arange(rows[1], dtype=np.int64).reshape(1, -1)) if positions is None else positions
-    total = b.op("Add", b.op("Gather", words, ids, axis=0), b.op("Gather", table, at, axis=0))
+    positions, segments = optional(node, 8) or _positions(node, b), optional(node, 1)
+    total = b.op("Gather", present(node, 2), present(node, 0), axis=0)
+    total = b.op("Add", total, b.op("Gather", present(node, 3), positions, axis=0))
     if segments is not None:
         total = b.op("Add", total, b.op("Gather", present(node, 4), segments, axis=0))
-    y = b.op("LayerNormalization", total, present(node, 5), present(node, 6), axis=-1, epsilon=_epsilon(node))
-    count = _kept(b, optional(node, 7), rows[0]) if used(node, 1) else None
+    _normalised_sum(node, b, total, present(node, 5), present(node, 6))
+
+
+def quantised_embed_layer_norm(node: ir.Node, b: Builder) -> None:
+    """QEmbedLayerNormalization: the rows of tables of 8 bits, and the scale and shift, are dequantised first."""
+    rows = []
+    for i, at in enumerate((present(node, 0), _positions(node, b), optional(node, 1))):
+        if at is not None:
+            rows.append(_dequantised(node, b, b.op("Gather", present(node, 2 + i), at, axis=0), i))
+    scale, shift = (_dequantised(node, b, present(node, 5 + i), 3 + i) for i in range(2))
+    _normalised_sum(node, b, sum_of(b, *rows), scale, shift)
+
+
+def _dequantised(node: ir.Node, b: Builder, x: ir.Value, index: int) -> ir.Value:
+    scale, zero = (b.reshape(present(node, first + index)) for first in (8, 13))
+    return b.op("DequantizeLinear", x, scale, zero)
+
+
+def _positions(node: ir.Node, b: Builder) -> ir.Value:
+    """The positions of the tokens, counted from 0: `[1, s]`."""
+    return b.constant(np.arange(shape_of(present(node, 0))[1], dtype=np.int64).reshape(1, -1))
+
+
+def _normalised_sum(node: ir.Node, b: Builder, total: ir.Value, scale: ir.Value, shift: ir.Value) -> None:
+    y = b.op("LayerNormalization", total, scale, shift, axis=-1, epsilon=_epsilon(node))
+    count = _kept(b, optional(node, 7), shape_of(present(node, 0))[0]) if used(node, 1) else None
     b.replace(y, *[count, total][: len(node.outputs) - 1])
 
 
@@ -184,6 +207,7 @@ NORM_EXPANSIONS = {
     "SkipSimplifiedLayerNormalization": skip_simplified_layer_norm,
     "SkipLayerNormalization": skip_layer_norm,
     "EmbedLayerNormalization": embed_layer_norm,
+    "QEmbedLayerNormalization": quantised_embed_layer_norm,
     "GroupNorm": group_norm,
     "SkipGroupNorm": skip_group_norm,
     "GatedRMSNorm": gated_rms_norm,
