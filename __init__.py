@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxmesh.compiler.api import compile
+    from onnxmesh.compiler.choose import estimate
     from onnxmesh.runtime.errors import OnnxMeshError
     from onnxmesh.runtime.mesh import Mesh
     from onnxmesh.runtime.plan import Plan
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "compile": "onnxmesh.compiler.api",
+    "estimate": "onnxmesh.compiler.choose",
     "OnnxMeshError": "onnxmesh.runtime.errors",
     "Mesh": "onnxmesh.runtime.mesh",
     "Plan": "onnxmesh.runtime.plan",
@@ -30,7 +32,7 @@ _HOME = {
     "Session": "onnxmesh.runtime.session",
 }
 
-__all__ = ["Mesh", "OnnxMeshError", "Plan", "Session", "compile", "load"]
+__all__ = ["Mesh", "OnnxMeshError", "Plan", "Session", "compile", "estimate", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -327,7 +327,7 @@ def _estimate(model: str, given: dict[str, Any]) -> Choice:
     if max(given["tp"], given["cp"], given["dp"]) > 1:
         raise click.UsageError("--ranks divides all ranks: leave out --tp, --cp and --dp")
     with _progress(given["quiet"] or given.get("as_json", False)) as show:
-        return choose.estimate(
+        return choose.compare(
             model,
             take.options(given),
             given["ranks"],
@@ -345,7 +345,7 @@ def _chosen(model: str, given: dict[str, Any]) -> dict[str, Any]:
         click.echo(f"warning: {choice.warning}", err=True)
     if not given["quiet"]:
         click.echo(f"compile: {best}, the best of {len(choice.estimates)}", err=True)
-    return {**dict(best.mesh.axes), "cp_strategy": best.cp_strategy}
+    return best.arguments
 
 
 # --- work and printing --------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -11,8 +11,9 @@ from typing import Any
 
 from onnxmesh.compiler import api
 from onnxmesh.compiler.errors import ModelError, ShardingError
-from onnxmesh.compiler.options import CP_STRATEGIES, CpStrategy, Options
+from onnxmesh.compiler.options import CP_STRATEGIES, CpStrategy, Options, Precision
 from onnxmesh.runtime.mesh import Mesh
+from onnxmesh.runtime.profile import load as load_profile
 from onnxmesh.runtime.text import size
 
 Told = Callable[[int, int], None]
@@ -25,6 +26,11 @@ class Candidate:
 
     mesh: Mesh
     cp_strategy: CpStrategy = "auto"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `onnxmesh.compile` that ask for it."""
+        return {**dict(self.mesh.axes), "cp_strategy": self.cp_strategy}
 
     def __str__(self) -> str:
         axes = " x ".join(f"{axis}={ranks}" for axis, ranks in self.mesh.axes if ranks > 1)
@@ -123,6 +129,40 @@ def candidates(ranks: int) -> Iterator[Candidate]:
 
 def estimate(
     model: api.Source,
+    ranks: int,
+    *,
+    memory_per_rank: float | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    values: Mapping[str, Any] | None = None,
+    cp_strategy: CpStrategy = "auto",
+    profile: str | os.PathLike[str] | None = None,
+    precision: Precision = "model",
+    jobs: int = 1,
+) -> Choice:
+    """Compare every division of `ranks` into dp x cp x tp by its predicted time; nothing is written.
+
+        choice = onnxmesh.estimate("model.onnx", ranks=8)
+        plan = onnxmesh.compile("model.onnx", **choice.best.candidate.arguments)
+
+    Args:
+        memory_per_rank: bytes that a rank's GPU has; a division that needs more is out of the question.
+        cp_strategy: the only one tried on cp, unless it is `auto`.
+        jobs: processes, for a model in a file. They are spawned, so the main program must be one that can be imported.
+        shapes, dims, values, profile, precision: as of `onnxmesh.compile`.
+
+    Raises:
+        ModelError: the model cannot be read, is not valid, leaves a dim unbound, or was sharded by another tool.
+    """
+    device = None if profile is None else load_profile(profile)
+    options = Options(
+        Mesh.of(), shapes or {}, dims or {}, cp_strategy, profile=device, precision=precision, values=values or {}
+    )
+    return compare(model, options, ranks, memory=memory_per_rank, jobs=jobs)
+
+
+def compare(
+    model: api.Source,
     options: Options,
     ranks: int,
     *,
@@ -130,16 +170,10 @@ def estimate(
     jobs: int = 1,
     told: Told | None = None,
 ) -> Choice:
-    """Compare every division of `ranks`; no weights are read or written.
+    """As `estimate`, with the options of a compile, of which the mesh is not looked at.
 
     Args:
-        options: as of a compile; its mesh is not looked at, and a cp strategy other than `auto` is the only one tried.
-        memory: bytes that a rank's GPU has.
-        jobs: processes, for a model in a file. They are spawned, so the main program must be one that can be imported.
         told: called whenever a candidate is done.
-
-    Raises:
-        ModelError: the model cannot be read, is not valid, leaves a dim unbound, or was sharded by another tool.
     """
     begun = api.begin(model, replace(options, mesh=Mesh.of()))
     if begun.imported is not None:
