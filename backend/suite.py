@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing
 import os
 import tempfile
 import unittest
@@ -15,6 +14,7 @@ from functools import cache, partial
 from typing import Any, Literal
 
 from onnxmesh.backend.interface import prepare
+from onnxmesh.backend.processes import spread
 from onnxmesh.backend.rep import Rep
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.runtime.plan import Plan
@@ -67,8 +67,7 @@ def run(wanted: Iterable[str], device: str = "CPU", processes: int | None = None
     if processes == 1:
         return [run_one(name, device) for name in listed]
     _tests()  # the processes inherit them
-    with multiprocessing.get_context("fork").Pool(processes) as pool:
-        return pool.map(partial(run_one, device=device), listed, chunksize=8)
+    return spread(partial(run_one, device=device), listed, processes, _died)
 
 
 def run_one(name: str, device: str = "CPU") -> Outcome:
@@ -83,6 +82,10 @@ def run_one(name: str, device: str = "CPU") -> Outcome:
     ops = tuple(sorted({op for plan in seen.plans for op in fallback_ops(plan)}))
     folded = bool(seen.plans) and not any(program.instructions for plan in seen.plans for program in plan.programs)
     return Outcome(name, kind, seen.domain, "fallback" if ops else "folded" if folded else "native", ops)
+
+
+def _died(name: str, code: int | None) -> Outcome:
+    return Outcome(name, names()[name], "", "failed", reason=f"its process ended with exit code {code}")
 
 
 def fallback_ops(plan: Plan) -> list[str]:

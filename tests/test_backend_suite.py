@@ -8,6 +8,7 @@ stores it anew. The tests run in pieces, which pytest's workers share.
 from __future__ import annotations
 
 import fnmatch
+import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +19,7 @@ from onnx.backend.test.loader import load_model_tests
 
 from onnxmesh import backend
 from onnxmesh.backend import scoreboard, suite
+from onnxmesh.backend.processes import spread
 
 PIECES = 24
 BOARD: dict[str, Any] = scoreboard.load()
@@ -127,3 +129,14 @@ def test_a_wrong_number_is_a_failure_and_a_refusal_is_not(monkeypatch: pytest.Mo
     monkeypatch.setattr(suite, "_tests", lambda: {"test_w": ("node", wrong), "test_r": ("node", refused)})
     assert suite.run_one("test_w") == suite.Outcome("test_w", "node", "", "failed", (), "AssertionError: Not equal")
     assert suite.run_one("test_r").status == "unsupported"
+
+
+def test_a_test_that_ends_its_process_fails_alone() -> None:
+    def work(item: str) -> str:
+        if item == "3":
+            os._exit(9)
+        return item * 2
+
+    items = [str(i) for i in range(60)]
+    found = spread(work, items, 2, lambda item, code: f"{item} died with {code}")
+    assert found == ["3 died with 9" if item == "3" else item * 2 for item in items]
