@@ -112,20 +112,28 @@ FORMS = {
     "Unique": "f = Reshape(n, minus) y, i, j, k = Unique<sorted = 0>(f)",
     "Compress": "y = Compress(n, mask)",
     "Pow": "y = Pow(n, three)",
-    "TopK": "y, i = TopK(n, one)",
+    "TopK": "y, i = TopK<largest = 0>(n, one)",
+    "ArgMax": "y = ArgMax<axis = 1, keepdims = 0>(n)",
+    "CumSum": "y = CumSum<reverse = 1>(n, scalar)",
+    "Split": "y, z = Split<axis = 0, num_outputs = 2>(n)",
+    "Split sizes": "z, y = Split(n, ones)",
+    "Gemm": "f = Cast<to = 1>(n) g = Gemm<transA = 1, alpha = 0.5>(f, f) y = Cast<to = 7>(g)",
+    "Transpose": "y = Transpose(n)",
+    "Clip": "y = Clip(n, scalar, step)",
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_ops_on_tensors_of_unknown_size(form: str) -> None:
     constants = {
-        **{"minus": [-1], "one": [1], "three": [3], "far": [-100], "pair": [1, 2]},
+        **{"minus": [-1], "one": [1], "three": [3], "far": [-100], "pair": [1, 2], "ones": [1, 1]},
         **{"scalar": 0, "step": 2},
     }
     weights: dict[str, np.ndarray] = {name: np.array(value, np.int64) for name, value in constants.items()}
     weights["mask"] = np.array([True, False, True])
     body, out = FORMS[form].replace(") ", ")\n"), "float" if form == "Cast" else "int64"
     model = parse(f"g (float[3, 4] x) => ({out}[] y) {{ n = NonZero(x)\n{body} }}", **weights)
+    assert not onnxmesh.compile(model).report["fallback"]
     x = (RNG.random((3, 4)) > 0.4).astype(np.float32)
     (ours,), expected = run(model, {"x": x}), ReferenceEvaluator(model).run(None, {"x": x})[0]
     assert ours.dtype == expected.dtype

@@ -6,24 +6,25 @@ Kernels that never ask for the shape of an output serve such tensors as they are
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from onnxmesh.runtime.kernels import cast, indexing, matmul, norms, views  # noqa: F401  (what they register is looked up)
 from onnxmesh.runtime.kernels.elementwise import ELEMENTWISE
 from onnxmesh.runtime.kernels.numeric import rounded, wide
 from onnxmesh.runtime.kernels.reduce import REDUCTIONS
-from onnxmesh.runtime.kernels.registry import Array, Call, find, loose, names
+from onnxmesh.runtime.kernels.registry import Array, Call, TensorType, find, loose
 
 _SAME_FORM = """
-    Cast CastLike Compress Concat Gather GatherElements GatherND MatMul ScatterElements ScatterND Softmax LogSoftmax
-    Transpose Where
+    Compress Concat Einsum Gather GatherElements GatherND LayerNormalization LogSoftmax MatMul RMSNormalization
+    ScatterElements ScatterND Softmax Transpose
 """.split()
 
-for _op in sorted({*_SAME_FORM, *ELEMENTWISE} - {"Pow", "Clip"}):
-    if _op in names():
-        loose(_op)(find(_op))
+for _op in sorted({*_SAME_FORM, *ELEMENTWISE} - {"Pow"}):
+    loose(_op)(find(_op))
 
 
 @loose("NonZero")
@@ -162,6 +163,65 @@ def _register_reduction(op: str) -> None:
 
 for _op in REDUCTIONS:
     _register_reduction(_op)
+
+
+@loose("Pow")
+def pow_(call: Call, x: Array, y: Array) -> Array:
+    """x to the power of y."""
+    return find("Pow")(_shaped(call, np.broadcast_shapes(x.shape, y.shape)), x, y)
+
+
+def _register_choice(op: str) -> None:
+    function = find(op)
+
+    @loose(op)
+    def choose(call: Call, x: Array) -> Array:
+        """Where the greatest or least entry along `axis` is."""
+        shape, axis = list(x.shape), call.attrs.get("axis", 0) % x.ndim
+        shape[axis : axis + 1] = [1] if call.attrs.get("keepdims", 1) else []
+        return function(_shaped(call, shape), x)
+
+
+for _op in ("ArgMax", "ArgMin"):
+    _register_choice(_op)
+
+
+@loose("TopK")
+def top_k(call: Call, x: Array, k: Array) -> tuple[Array, Array]:
+    """The k greatest (or least) entries along `axis`, and where they are."""
+    result: tuple[Array, Array] = find("TopK")(replace(call, attrs={**call.attrs, "k": _ints(k)[0]}), x)
+    return result
+
+
+@loose("CumSum")
+def cum_sum(call: Call, x: Array, axis: Array) -> Array:
+    """Running sums along `axis`."""
+    return find("CumSum")(replace(call, attrs={**call.attrs, "axis": _ints(axis)[0]}), x)
+
+
+@loose("Gemm")
+def gemm(call: Call, a: Array, b: Array, c: Array | None = None) -> Array:
+    """alpha a b + beta c, of matrices; with `transA`, `transB` of their transposes."""
+    a, b = (wide(call.xp, x.T if call.attrs.get(flag, 0) else x) for x, flag in ((a, "transA"), (b, "transB")))
+    product = call.attrs.get("alpha", 1.0) * (a @ b)
+    return rounded(call, product if c is None else product + call.attrs.get("beta", 1.0) * wide(call.xp, c))
+
+
+@loose("Split")
+def split(call: Call, x: Array, sizes: Array | None = None) -> tuple[Array, ...]:
+    """x cut along `axis` into pieces of `sizes`, or into equal ones of which the last may be smaller."""
+    axis = call.attrs.get("axis", 0)
+    if sizes is None:
+        step = -(-x.shape[axis] // len(call.outs))
+        ends = [step * (i + 1) for i in range(len(call.outs) - 1)]
+    else:
+        ends = np.cumsum(_ints(sizes)[:-1]).tolist()
+    return tuple(call.xp.split(x, ends, axis=axis))
+
+
+def _shaped(call: Call, shape: Sequence[int]) -> Call:
+    """The call with an output of a known shape, for a kernel that asks."""
+    return replace(call, outs=(TensorType(call.outs[0].dtype, tuple(shape)),))
 
 
 def _ints(x: Array) -> list[int]:
