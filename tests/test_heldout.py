@@ -197,14 +197,11 @@ def test_logits_of_a_shared_vocabulary_are_never_gathered(of_logits: str) -> Non
 
 
 def test_a_number_that_one_rank_holds_is_not_written_into_the_expression_of_all() -> None:
-    """On a sum over ranks a bias is added by one of them: so is what it is made of."""
+    """On a sum over ranks a bias is added by one of them: so is what it is multiplied with."""
     body = """
         t = Transpose <perm = [1, 0]> (x)
         u = Transpose <perm = [1, 0]> (w)
-        m = MatMul (t, u)
-        two = Constant <value_float = 2.0> ()
-        s = Mul (b, two)
-        z = Add (m, s)
+        z = Gemm <alpha = 0.5, beta = 2.0> (t, u, b)
         y = LeakyRelu (z)
     """
     agreed(body, {"x": normal(8, 5), "w": normal(7, 8), "b": normal(7)}, {}, dp=2)
