@@ -23,7 +23,7 @@ import onnxmesh.compiler.ops.table  # noqa: F401
 from onnxmesh.compiler.ir import rule, segments
 from onnxmesh.compiler.ir.recipe import get as recipe_of
 from onnxmesh.compiler.ir.rule import OpView, Port, Strategy
-from onnxmesh.compiler.ir.view import ir_dtype, numpy_dtype, view_of
+from onnxmesh.compiler.ir.view import dtype_of, ir_dtype, numpy_dtype, view_of
 from onnxmesh.compiler.ops.samples import Sample, Tensor, samples
 from onnxmesh.passes.partition import partition
 from onnxmesh.passes.partition.local import Local
@@ -180,20 +180,40 @@ def check(case: Case) -> str:
 
 
 def _compare(case: Case) -> str:
-    sample, ranks, strategy = case.sample, case.ranks, case.strategy
-    node = node_of(sample)
     _well_formed(case)
-    mesh, alone = Mesh.of(cp=sample.first, tp=ranks), Mesh.of(cp=sample.first)
-    local = Local(AXIS, ranks)
     rng = np.random.default_rng(crc32(str(case).encode()))
+    given = [
+        None if tensor is None else [scattered(tensor, placement, case.ranks, rng) for _ in range(case.sample.first)]
+        for tensor, placement in zip(case.sample.ins, case.strategy.ins)
+    ]
+    for name, joined, whole in results(node_of(case.sample), case.strategy, case.ranks, given, case.sample.first):
+        if not equal(joined, whole):
+            return f"{case}\n    {name} differs: {_difference(joined, whole)}"
+    return ""
+
+
+Scattered = tuple[np.ndarray, list[np.ndarray]]
+"""A tensor and its pieces, one a rank."""
+
+
+def results(
+    node: ir.Node, strategy: Strategy, ranks: int, given: Sequence[Sequence[Scattered] | None], first: int = 1
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(name, joined of the pieces that the ranks compute, computed whole) of every output.
+
+    Args:
+        given: the inputs, once for every coordinate of the first mesh axis, which has the size `first`.
+    """
+    mesh, alone = Mesh.of(cp=first, tp=ranks), Mesh.of(cp=first)
+    local = Local(AXIS, ranks)
     wholes: dict[ir.Value, list[np.ndarray]] = {}
     pieces: dict[ir.Value, list[np.ndarray]] = {}
-    for value, tensor, placement in zip(node.inputs, sample.ins, strategy.ins):
-        if value is not None and tensor is not None:
-            piece = _value(f"{value.name}", tensor.dtype, local_shape(tensor.shape, placement, ranks))
+    for value, placement, each in zip(node.inputs, strategy.ins, given):
+        if value is not None and each is not None and value not in wholes:
+            shape = local_shape(each[0][0].shape, placement, ranks)
+            piece = _value(f"{value.name}", dtype_of(value), shape)
             local.values[value, placement] = piece
             local.made[value] = placement
-            each = [scattered(tensor, placement, ranks, rng) for _ in range(sample.first)]
             wholes[value] = [whole for whole, _ in each]
             pieces[piece] = [part for _, parts in each for part in parts]
     partition.run_node(local, node, view_of(node, ranks), strategy)
@@ -203,10 +223,7 @@ def _compare(case: Case) -> str:
     for value, placement in zip(node.outputs, strategy.outs):
         parts = got[local.values[value, placement]]
         for i, whole in enumerate(want[value]):
-            joined = join(parts[i * ranks : (i + 1) * ranks], placement, np)
-            if not equal(joined, whole):
-                return f"{case}\n    {value.name} differs: {_difference(joined, whole)}"
-    return ""
+            yield value.name or "", join(parts[i * ranks : (i + 1) * ranks], placement, np), whole
 
 
 def _well_formed(case: Case) -> None:
