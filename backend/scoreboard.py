@@ -26,7 +26,6 @@ KNOWN: Mapping[str, str] = {
     "to the exact one",
     "test_loop16_seq_none": "the runner asks the elements of a sequence for their length, and a scalar has none; the "
     "outputs are equal",
-    "test_scan_sum": "ONNX's converter takes the batch dim of an old Scan away from the model's inputs",
     "test_image_decoder*": "onnx.reference decodes images only where Pillow is installed",
 }
 """By a pattern of test names, what is known of those that do not pass."""

@@ -14,6 +14,7 @@ import onnx_ir.passes.common as common
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnxmesh.compiler.errors import ModelError
+from onnxmesh.compiler.old_scans import lift_scans
 from onnxmesh.compiler.oldest import mend, mend_resizes
 from onnxmesh.passes.normalise.collectives import MICROSOFT, TENSORRT
 
@@ -351,7 +352,9 @@ def lift(model: ir.Model) -> ir.Model:
     light.ir_version = max(light.ir_version, 4)  # before it, initialisers were inputs too
     try:
         mend(light, opset)
-        lifted = ir.serde.deserialize_model(onnx.version_converter.convert_version(light, LIFTED_OPSET))
+        lifted = ir.serde.deserialize_model(
+            onnx.version_converter.convert_version(lift_scans(light, opset), LIFTED_OPSET)
+        )
     except Exception as error:
         raise ModelError(
             f"the model's opset {opset} cannot be lifted to {LIFTED_OPSET}: {_one_line(error)}",

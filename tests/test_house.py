@@ -30,6 +30,7 @@ LAYERS = (
         "onnxmesh.compiler.sources",
         "onnxmesh.compiler.layout",
         "onnxmesh.compiler.moves",
+        "onnxmesh.compiler.old_scans",
         "onnxmesh.compiler.oldest",
         "onnxmesh.compiler.strides",
         "onnxmesh.compiler.lower",

@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxmesh import backend
+from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.frontend import load
 
 F = TensorProto.FLOAT
@@ -54,3 +55,24 @@ def test_an_old_hardmax_marks_one_of_all_dims_from_its_axis_on(axis: int | None)
     (y,) = backend.run_model(old(helper.make_node("Hardmax", ["x"], ["y"], **attributes), 11, x.shape), [x])
     rows = x.reshape(int(np.prod(x.shape[: 1 if axis is None else axis])), -1)
     np.testing.assert_array_equal(y.reshape(rows.shape), np.eye(rows.shape[1])[rows.argmax(axis=1)])
+
+
+SCAN = """<ir_version: 3, opset_import: ["": 8]>
+    g (float[B, 2] first, float[B, 3, 2] x) => (float[B, 2] y, float[B, 3, 2] z) {
+        y, z = Scan <num_scan_inputs: int = 1, directions = [1], body = b (float[2] sum, float[2] row)
+            => (float[2] next, float[2] out) { next = Add (sum, row) out = Identity (next) }> (LENGTHS, first, x)
+    }"""
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_an_old_scan_runs_over_every_item_of_a_batch(batch: int) -> None:
+    first, x = np.ones((batch, 2), np.float32), np.random.default_rng(0).random((batch, 3, 2), np.float32)
+    model = onnx.parser.parse_model(SCAN.replace("B", str(batch)).replace("LENGTHS", '""'))
+    y, z = backend.run_model(model, [first, x])
+    np.testing.assert_allclose(y, first + x.sum(1), rtol=1e-6)
+    np.testing.assert_allclose(z, first[:, None] + x[:, ::-1].cumsum(1), rtol=1e-6)
+
+
+def test_an_old_scan_over_a_batch_of_any_size_is_refused() -> None:
+    with pytest.raises(ModelError, match="of opset 8 is over a batch of unknown size"):
+        load(onnx.parser.parse_model(SCAN.replace("LENGTHS", '""')))
