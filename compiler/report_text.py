@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from onnxmesh.runtime.loose import dims, is_loose
 from onnxmesh.runtime.text import WIDTH, micros, percent, size, table
 
 ROWS = 12
@@ -199,7 +200,7 @@ def _tensors(title: str, tensors: Sequence[Report], limit: int | None) -> str:
     rows = [
         [
             t["name"],
-            f"{t['dtype']}{t['shape']}",
+            f"{t['dtype']}{dims(t['shape']) if is_loose(t['dtype']) else t['shape']}",
             str(t["local_shape"]) if t["local_shape"] != t["shape"] else "whole",
             size(t["local_bytes"]),
             " ".join(f"{axis}:{placement}" for axis, placement in t["placement"].items()) or "R",
