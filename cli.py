@@ -235,6 +235,26 @@ def inspect(plan: str, as_json: bool, full: bool) -> None:
 
 
 @cli.command()
+@click.argument("first", metavar="PLAN_A", type=click.Path())
+@click.argument("second", metavar="PLAN_B", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
+@click.option("--all", "full", is_flag=True, help="Cut no table short.")
+@take.quiet
+def diff(first: str, second: str, as_json: bool, full: bool, quiet: bool) -> int:
+    """Show how PLAN_B differs from PLAN_A. Exit code 0 where they do the same, 1 where not."""
+    from onnxmesh.inspection.difference import difference
+    from onnxmesh.inspection.difference_text import difference_text
+    from onnxmesh.runtime.serialize import load
+
+    found = difference(load(first), load(second))
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=1))
+    elif not quiet:
+        click.echo(difference_text(found, Path(first).name, Path(second).name, full=full))
+    return int(bool(found))
+
+
+@cli.command()
 @click.argument("plan", type=click.Path())
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda: one process for each GPU.")
 @click.option("--runs", type=click.IntRange(min=1), default=50, show_default=True, help="Timed runs.")

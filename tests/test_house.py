@@ -18,6 +18,7 @@ LAYERS = (
     {"onnxmesh.cli", "onnxmesh.__main__"},
     {"onnxmesh.cli_options"},
     {"onnxmesh.models", "onnxmesh.backend"},
+    {"onnxmesh.inspection"},
     {"onnxmesh.compiler.verification", "onnxmesh.compiler.choose_text"},
     {"onnxmesh.compiler.choose"},
     {"onnxmesh.compiler.api"},

@@ -1,0 +1,1 @@
+"""Looking at plans: what they do, how two of them differ."""
