@@ -117,6 +117,15 @@ def test_no_other_rule_is_missing(op: str) -> None:
     assert sorted({gap for sample in SAMPLES[op] for gap in rule_gaps.gaps(sample)}) == known_gaps(op)
 
 
+@pytest.mark.parametrize("op", ["ReduceSum", "ReduceMax", "ArgMax"])
+def test_what_ranks_cannot_reduce_is_not_cut(op: str) -> None:
+    """No reduction over ranks is defined for 16-bit integers."""
+    attrs = (("axis", 1), ("axes", (1,)), ("keepdims", 1))
+    view = rule.OpView(op, ((4, 12),), ((4, 1),), ("uint16",), ("uint16",), (False,), attrs, 2)
+    offered = {strategy.factor for strategy in rule_checker.strategies(view)}
+    assert offered == {"replicate", "0"}
+
+
 def test_the_checker_finds_a_wrong_strategy() -> None:
     softmax = next(sample for sample in SAMPLES["Softmax"])
     add = next(sample for sample in SAMPLES["Add"])
