@@ -6,6 +6,7 @@ Equal compiles give equal reports: no times of the compile itself are in it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import onnx_ir as ir
 
 from onnxmesh.compiler import cost, predict
 from onnxmesh.compiler.cost import nbytes
-from onnxmesh.compiler.ir.loose import onnx_op
+from onnxmesh.compiler.ir.loose import HINT, onnx_op
 from onnxmesh.compiler.ops.collectives import COLLECTIVES
 from onnxmesh.compiler.options import Options
 from onnxmesh.compiler.predict import Survey, Timing
@@ -76,7 +77,7 @@ def build_report(
         "rank": _rank(plan, placed, survey),
         "time": _time(timing, survey),
         "precision": _precision(options, stays),
-        "warnings": _warnings(timing, survey, ranks, options, stays),
+        "warnings": _warnings(graph, timing, survey, ranks, options, stays),
         "inputs": [_input(port, plan, survey) for port in plan.programs[0].inputs],
         "outputs": [_tensor(port, plan) for port in plan.programs[0].outputs],
         "weights": [_tensor(weight, plan) for weight in plan.weights],
@@ -220,13 +221,19 @@ def _time(timing: Timing, survey: Survey) -> Json:
     }
 
 
-def _warnings(timing: Timing, survey: Survey, ranks: int, options: Options, stays: Sequence[Stays] | None) -> list[str]:
+def _warnings(
+    graph: ir.Graph, timing: Timing, survey: Survey, ranks: int, options: Options, stays: Sequence[Stays] | None
+) -> list[str]:
     found = []
     if ranks > 1 and timing.total >= survey.microseconds:
         found.append(
             f"{ranks} ranks are predicted slower than one device: {timing.total:.0f} us against "
             f"{survey.microseconds:.0f} us (the model is small for them, or the ranks wait for each other)"
         )
+    hints = Counter(str(node.meta[HINT]) for node in graph if HINT in node.meta)
+    for hint, count in hints.items():
+        nodes = "a node is" if count == 1 else f"{count} nodes are"
+        found.append(f"{nodes} computed by every rank, since what decides a shape is data: {hint}")
     if stays is None:
         found.append(f"the model computes in half precision already; {options.precision} was asked for in vain")
     return found

@@ -20,6 +20,9 @@ BODIES, CAPTURED = "bodies", "captured"
 """`meta` keys of control flow: its graphs by name, each in normal form and without captures of its own; and how many
 of the node's last inputs are what they capture, which are the last inputs of each."""
 
+HINT = "hint"
+"""`meta` key of a node that was set apart because of inputs without a value: what to do about it."""
+
 _TYPES = "types"
 
 

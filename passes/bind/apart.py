@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 import onnxmesh.runtime.kernels  # noqa: F401  (registers every kernel)
 from onnxmesh.compiler.errors import ModelError
-from onnxmesh.compiler.ir.loose import BODIES, LOOSE, REFERENCE, LooseType, note
+from onnxmesh.compiler.ir.loose import BODIES, HINT, LOOSE, REFERENCE, LooseType, note
+from onnxmesh.passes.graph.deciding import unbound_values, value_hint
 from onnxmesh.passes.graph.infer import DOMAIN, NORMAL_OPSET, label, static_shape
 from onnxmesh.passes.normalise.normalise import ALL_RULES
 from onnxmesh.runtime.kernels import registry
@@ -59,9 +60,12 @@ def set_apart(graph: ir.Graph) -> None:
     Raises:
         ModelError: nothing computes an op.
     """
-    for node in graph:
-        if BODIES not in node.meta and (touches_loose(node) or not _has_normal_form(node)):
-            _set_node_apart(node, graph.opset_imports)
+    apart = [n for n in graph if BODIES not in n.meta and (touches_loose(n) or not _has_normal_form(n))]
+    for node in apart:
+        if values := unbound_values(node):
+            node.meta[HINT] = value_hint(*values)
+    for node in apart:
+        _set_node_apart(node, graph.opset_imports)
     for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
         make_token(value)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
-from onnxmesh.passes.graph.infer import static_shape
+from onnxmesh.passes.graph.infer import constant, static_shape
 
 _REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
 DECIDING: dict[str, tuple[int, ...]] = {
@@ -72,6 +72,11 @@ def value_hint(*values: ir.Value | None) -> str:
         return "export the model with that value fixed"
     options = " ".join(f"--value {name}=..." for name in inputs)
     return f"give {options}, which binds {'these inputs' if len(inputs) > 1 else 'that input'} to a value"
+
+
+def unbound_values(node: ir.Node) -> list[ir.Value]:
+    """The operands of `node` that decide a shape, but are computed from graph inputs which could be bound to values."""
+    return [value for value in _operands(node) if constant(value) is None and deciding_values([value])]
 
 
 def _operands(node: ir.Node) -> Iterator[ir.Value]:
