@@ -22,8 +22,6 @@ from onnxmesh.runtime.kernels import registry
 from onnxmesh.runtime.kernels.reference import node_attributes, require_reference
 from onnxmesh.runtime.plan import KINDS
 
-VIEWS = frozenset({"Reshape", "Identity", "Cast", "Dropout"})
-
 
 def is_static(value: ir.Value) -> bool:
     """Whether a value of a graph that is being bound is a tensor of numbers with a static shape."""
@@ -60,7 +58,8 @@ def set_apart(graph: ir.Graph) -> None:
     Raises:
         ModelError: nothing computes an op.
     """
-    apart = [n for n in graph if BODIES not in n.meta and (touches_loose(n) or not _has_normal_form(n))]
+    normal = {*ALL_RULES, *registry.names(), *KINDS}
+    apart = [n for n in graph if BODIES not in n.meta and (n.op_type not in normal or touches_loose(n))]
     for node in apart:
         if values := unbound_values(node):
             node.meta[HINT] = value_hint(*values)
@@ -81,10 +80,6 @@ def make_token(value: ir.Value) -> None:
 def _values(node: ir.Node) -> Iterator[ir.Value]:
     yield from (value for value in node.inputs if value is not None)
     yield from (value for value in node.outputs if value.name or value.uses())
-
-
-def _has_normal_form(node: ir.Node) -> bool:
-    return node.op_type in ALL_RULES or node.op_type in VIEWS or node.op_type in registry.names() | set(KINDS)
 
 
 def _set_node_apart(node: ir.Node, opsets: Mapping[str, int]) -> None:
