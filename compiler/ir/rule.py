@@ -16,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from onnxmesh.runtime.comm import REDUCTIONS
 from onnxmesh.runtime.placement import Partial, Placement, R, Segments, Shard
 
 Shape = tuple[int, ...]
@@ -62,6 +63,11 @@ class OpView:
 def itemsize(dtype: str) -> int:
     """Bytes of one element of a dtype given by name."""
     return np.dtype(getattr(ml_dtypes, dtype, dtype)).itemsize
+
+
+def is_reduced(dtype: str, reduction: str) -> bool:
+    """Whether ranks can reduce values of this dtype."""
+    return reduction in REDUCTIONS.get(dtype, ())
 
 
 @dataclass(frozen=True, order=True)
@@ -132,6 +138,8 @@ class Factors:
         """The strategy that cuts one label, or None where it cannot be."""
         reduction = dict(self.sums).get(label)
         if label in self.single and any(s.copies > 1 for s in segments):
+            return None
+        if reduction and not all(is_reduced(dtype, reduction) for dtype in view.out_dtypes):
             return None
         once = reduction == "sum" and any(s.copies > 1 for s in segments)
         if once and not any(c and label in labels for c, labels in zip(view.constant, self.ins)):

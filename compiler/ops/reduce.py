@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, numbered, register
-from onnxmesh.runtime.comm import REDUCTIONS
+from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, is_reduced, numbered, register
 
 _PARTIAL = {
     **dict.fromkeys(("ReduceSum", "ReduceMean", "ReduceL1", "ReduceSumSquare"), "sum"),
@@ -19,11 +18,6 @@ _EXPANDED = {"ReduceMean": "mean", "ReduceL2": "norm", "ReduceLogSum": "norm", "
 """How a rank computes its share of what is not a sum itself."""
 
 
-def _is_reduced(dtype: str, reduction: str) -> bool:
-    """Whether ranks can reduce values of this dtype."""
-    return reduction in REDUCTIONS.get(dtype, ())
-
-
 def reduce(view: OpView) -> Factors:
     """`axes` are reduced. A mean is a sum of local sums, each divided by the global count (expansion `mean`).
 
@@ -34,7 +28,7 @@ def reduce(view: OpView) -> Factors:
     axes = tuple(view.attr("axes"))
     partial, expansion = _PARTIAL.get(view.op), _EXPANDED.get(view.op, "")
     floating = "float" in view.out_dtypes[0]
-    can_be_cut = _is_reduced(view.out_dtypes[0], partial or "sum") and (floating if expansion else bool(partial))
+    can_be_cut = floating if expansion else bool(partial)
     labels: Labels = tuple(label if i not in axes or can_be_cut else None for i, label in enumerate(numbered(shape)))
     kept = [None if i in axes else label for i, label in enumerate(labels)]
     out = kept if view.attr("keepdims", 1) else [label for i, label in enumerate(kept) if i not in axes]
@@ -54,7 +48,7 @@ def arg(view: OpView) -> Factors:
     shape = view.ins[0]
     assert shape is not None
     axis = int(view.attr("axis", 0)) % len(shape)
-    along = "arg" if _is_reduced(view.in_dtypes[0], view.op.removeprefix("Arg").lower()) else None
+    along = "arg" if is_reduced(view.in_dtypes[0], view.op.removeprefix("Arg").lower()) else None
     labels: Labels = tuple(along if i == axis and label else label for i, label in enumerate(numbered(shape)))
     out = (*labels[:axis], *((None,) if view.attr("keepdims", 1) else ()), *labels[axis + 1 :])
     which = "max" if view.attr("select_last_index", 0) else "min"
