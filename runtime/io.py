@@ -62,7 +62,7 @@ def random_inputs(plan: Plan, seed: int) -> Arrays:
 def write_outputs(path: str | Path, arrays: Mapping[str, Any], *, proto: bool = False) -> None:
     """Write arrays to an .npz file, or to a folder as .npy or (`proto`) .pb; whole or not at all.
 
-    A sequence is written as NAME.0, NAME.1, ...; an optional value that is not there, not at all.
+    A sequence is one .pb, or else NAME.0, NAME.1, ...; an optional value that is not there is an empty .pb, or nothing.
 
     Raises:
         RunError: the disk is full, or the path cannot be written.
@@ -74,7 +74,7 @@ def write_outputs(path: str | Path, arrays: Mapping[str, Any], *, proto: bool = 
                 _write_npz(work, to_files(arrays))
         else:
             path.mkdir(parents=True, exist_ok=True)
-            _write_folder(path, to_files(arrays), proto)
+            _write_folder(path, arrays if proto else to_files(arrays), proto)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "free some space, or choose another disk" if full else ""
@@ -124,11 +124,12 @@ def _read_folder(folder: Path, ports: Sequence[Port]) -> Arrays:
         raise InvalidArgument(f"'{folder}' holds no .npy and no .pb files")
     named = {_file_name(port.name): port.name for port in ports}
     named |= {f"input_{i}": port.name for i, port in enumerate(ports) if f"input_{i}" not in named}
+    types = {port.name: port.dtype for port in ports}
     found = {}
     for file in files:
-        own, array = _read_pb(file) if file.suffix == ".pb" else ("", _read_npy(file))
-        known = any(own == port.name for port in ports)
-        found[own if known else named.get(file.stem, file.stem)] = array
+        name = named.get(file.stem, file.stem)
+        own, array = _read_pb(file, types.get(name, "")) if file.suffix == ".pb" else ("", _read_npy(file))
+        found[own if own in types else name] = array
     return found
 
 
@@ -139,15 +140,19 @@ def _read_npy(path: Path) -> np.ndarray:
         raise InvalidArgument(f"'{path}' cannot be read: {error}") from error
 
 
-def _read_pb(path: Path) -> tuple[str, np.ndarray]:
+def _read_pb(path: Path, kind: str) -> tuple[str, Any]:
+    """The name and the value in a file, of an input of the type `kind`: a sequence, an optional value, or a tensor."""
     import onnx
     from onnx import numpy_helper
 
+    outer = kind.partition("(")[0]
+    proto: Any = {"seq": onnx.SequenceProto, "optional": onnx.OptionalProto}.get(outer, onnx.TensorProto)
+    read: Any = {"seq": numpy_helper.to_list, "optional": numpy_helper.to_optional}.get(outer, numpy_helper.to_array)
     try:
-        tensor = onnx.TensorProto.FromString(path.read_bytes())
-        return tensor.name, numpy_helper.to_array(tensor)
+        message = proto.FromString(path.read_bytes())
+        return message.name, read(message)
     except Exception as error:  # protobuf's own errors share no base class
-        raise InvalidArgument(f"'{path}' cannot be read as a TensorProto: {error}") from error
+        raise InvalidArgument(f"'{path}' cannot be read as a {proto.__name__}: {error}") from error
 
 
 # --- writing ------------------------------------------------------------------------------------------------
@@ -166,22 +171,23 @@ def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
                 np.lib.format.write_array(file, _storable(array), allow_pickle=False)
 
 
-def _write_folder(folder: Path, arrays: Mapping[str, np.ndarray], proto: bool) -> None:
+def _write_folder(folder: Path, arrays: Mapping[str, Any], proto: bool) -> None:
     for index, (name, array) in enumerate(arrays.items()):
         target = folder / (f"output_{index}.pb" if proto else f"{_file_name(name)}.npy")
         with _beside(target) as work:
             if proto:
-                work.write_bytes(_tensor_proto(name, array))
+                work.write_bytes(_proto(name, array))
             else:
                 with work.open("wb") as file:
                     np.lib.format.write_array(file, _storable(array), allow_pickle=False)
 
 
-def _tensor_proto(name: str, array: np.ndarray) -> bytes:
+def _proto(name: str, value: Any) -> bytes:
     from onnx import numpy_helper
 
-    tensor: Any = numpy_helper.from_array(array, name)
-    return bytes(tensor.SerializeToString())
+    write: Any = numpy_helper.from_list if isinstance(value, list) else numpy_helper.from_array
+    write = numpy_helper.from_optional if value is None else write
+    return bytes(write(value, name).SerializeToString())
 
 
 def _storable(array: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from command import Command
 from onnx.reference import ReferenceEvaluator
 
 import onnxmesh
-from onnxmesh.runtime import loose
+from onnxmesh.runtime import io, loose
 from onnxmesh.runtime.errors import InvalidArgument, PlanError, RunError
 from onnxmesh.runtime.plan import Plan
 from onnxmesh.runtime.validate import validate
@@ -262,6 +262,18 @@ def test_sequences_and_strings_pass_through_files(command: Command, tmp_path: Pa
         **{"more.0": [1, 1], "more.1": [0], "more.2": [1, 1]},
         **{"again": ["a", "ÿ"], "has": False},
     }
+
+
+def test_sequences_pass_through_the_files_of_onnx(tmp_path: Path) -> None:
+    """As ONNX keeps its test data; what is written is read again."""
+    (program,) = onnxmesh.compile(parse(PIECES)).programs
+    values = {"given": [np.ones(2, np.float32), np.zeros(1, np.float32)], "at": np.array([1])}
+    io.write_outputs(tmp_path, values, proto=True)
+    for file in tmp_path.iterdir():
+        file.rename(file.with_name(file.name.replace("output", "input")))
+    found = io.read_inputs(tmp_path, program.inputs)
+    assert [x.tolist() for x in found["given"]] == [[1, 1], [0]]
+    assert found["at"].tolist() == [1]
 
 
 def test_verify_compares_what_is_loose(command: Command, tmp_path: Path) -> None:
