@@ -30,6 +30,8 @@ def main(
     """Run the tests whose names match PATTERNS; all without any."""
     if store and patterns:
         raise click.UsageError("--store keeps the outcomes of all tests; leave the patterns out")
+    if store and not scoreboard.DOCUMENT.exists():
+        raise click.UsageError("--store needs a checkout of the repository")
     if not device.startswith("CUDA") and not supports_device(device):  # a GPU is looked for in the other processes
         raise click.UsageError(f"there is no device {device}")
     wanted = [n for n in suite.names() if not patterns or any(fnmatch.fnmatch(n, p) for p in patterns)]

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import helper
 from onnx.backend.base import BackendRep
 
 from onnxmesh import backend
+from onnxmesh.backend.__main__ import main
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.runtime.errors import InvalidArgument, OnnxMeshError
 
@@ -120,3 +122,21 @@ def test_devices(device: str, there: bool) -> None:
     if not there:
         with pytest.raises(InvalidArgument, match="unknown device"):
             backend.prepare(DYNAMIC, device)
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+
+def test_tests_are_run_by_name() -> None:
+    done = CliRunner().invoke(main, ["test_abs", "test_ten*", "--processes", "1"])
+    assert [line.split() for line in done.output.splitlines()][:1] == [["native", "test_abs"]]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [(["--device", "TPU"], "there is no device TPU"), (["test_abs", "--store"], "leave the patterns out")],
+)
+def test_the_command_line_refuses(given: list[str], says: str) -> None:
+    done = CliRunner().invoke(main, given)
+    assert done.exit_code == 2
+    assert says in done.output
