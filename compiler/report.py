@@ -199,7 +199,7 @@ def _rank(plan: Plan, placed: Sequence[Placed], survey: Survey) -> Json:
         "flops_share": share(flops, survey.flops),
         "weight_bytes": weights,
         "weight_share": share(weights, survey.weight_bytes),
-        "activation_bytes": program.arena_bytes,
+        "activation_bytes": footprint.arena_bytes(program),
         "input_bytes": inputs,
         "workspace_bytes": WORKSPACE_BYTES,
         "staging_bytes": footprint.staging_bytes(program, plan.mesh),

@@ -10,7 +10,7 @@ from onnxmesh.runtime.loose import is_loose
 from onnxmesh.runtime.memory import WORKSPACE_BYTES, aligned
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import local_shape
-from onnxmesh.runtime.plan import Plan, Port, Program, Weight
+from onnxmesh.runtime.plan import Control, Plan, Port, Program, Weight
 
 
 def local_bytes(tensor: Weight | Port, mesh: Mesh) -> int:
@@ -23,6 +23,12 @@ def local_bytes(tensor: Weight | Port, mesh: Mesh) -> int:
     return prod(shape) * dtype(tensor.dtype).itemsize
 
 
+def arena_bytes(program: Program) -> int:
+    """Bytes of a program's arena, and of the arenas of the programs that its control flow holds."""
+    held = (inner for item in program.instructions if isinstance(item, Control) for inner in item.programs.values())
+    return program.arena_bytes + sum(map(arena_bytes, held))
+
+
 def staging_bytes(program: Program, mesh: Mesh) -> int:
     """Bytes in which collectives pack and unpack on a GPU, where they cannot write into each other's memory."""
     return sum(map(aligned, staging_sizes(program, mesh).values()))
@@ -33,7 +39,7 @@ def by_kind(plan: Plan) -> dict[str, int]:
     program = plan.programs[0]
     return {
         "weights": sum(local_bytes(weight, plan.mesh) for weight in plan.weights),
-        "arena": program.arena_bytes,
+        "arena": arena_bytes(program),
         "inputs": sum(local_bytes(port, plan.mesh) for port in program.inputs),
     }
 
@@ -46,4 +52,4 @@ def device_bytes(plan: Plan) -> int:
     program = plan.programs[0]
     tensors: list[Weight | Port] = [*plan.weights, *program.inputs]
     held = sum(aligned(local_bytes(tensor, plan.mesh)) for tensor in tensors)
-    return held + aligned(program.arena_bytes) + WORKSPACE_BYTES
+    return held + aligned(arena_bytes(program)) + WORKSPACE_BYTES

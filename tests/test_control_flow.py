@@ -163,6 +163,13 @@ def test_a_loop_with_a_product_beside_a_sharded_layer(tp: int, trips: int) -> No
         assert reasons["Loop"] == "control flow runs whole on every rank"
 
 
+def test_the_report_counts_the_memory_of_the_programs_within() -> None:
+    plan = onnxmesh.compile(loop())
+    inner = control(plan).programs["body"].arena_bytes
+    assert inner > 0
+    assert plan.report["rank"]["activation_bytes"] == plan.programs[0].arena_bytes + inner
+
+
 def test_a_plan_with_control_flow_is_saved_and_read(tmp_path: Path) -> None:
     proto, feeds = loop(), {"x": floats(4, 8), "n": np.array(3)}
     plan = onnxmesh.compile(proto, tp=2)
