@@ -13,10 +13,11 @@ from onnx.backend.base import BackendRep
 
 from onnxmesh.backend.devices import Target
 from onnxmesh.compiler import frontend
-from onnxmesh.compiler.api import ModelLike
-from onnxmesh.compiler.api import compile as compile_plan
+from onnxmesh.compiler.api import ModelLike, compile_model
+from onnxmesh.compiler.options import Options
 from onnxmesh.passes.graph.deciding import deciding_inputs
 from onnxmesh.runtime.errors import InvalidArgument
+from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.plan import Plan
 from onnxmesh.runtime.session import Session
 
@@ -38,7 +39,7 @@ class Rep(BackendRep):  # type: ignore[misc]  # onnx has no types
     """
 
     def __init__(self, model: ModelLike, target: Target) -> None:
-        self._model, self._target = model, target
+        self.model, self._target = model, target
         loaded = frontend.load(model)
         self._ports = {value.name or "": value for value in loaded.graph.inputs}
         self._deciding = frozenset(deciding_inputs(loaded))
@@ -56,21 +57,28 @@ class Rep(BackendRep):  # type: ignore[misc]  # onnx has no types
             ModelError: the model does not fit these inputs, or cannot be compiled.
             RunError: a rank failed.
         """
-        feeds = self._feeds(inputs)
+        feeds = self.feeds(inputs)
         return tuple(self.session(feeds).run(None, feeds))
 
     def session(self, feeds: Mapping[str, Any]) -> Session:
         """The session for inputs like `feeds`."""
-        values = {name: x for name, x in feeds.items() if name in self._deciding and isinstance(x, np.ndarray)}
-        shapes = {name: x.shape for name, x in feeds.items() if isinstance(x, np.ndarray)}
+        options = self.options(feeds)
         key = (
-            tuple(sorted(shapes.items())),
-            tuple(sorted((name, x.dtype.str, x.tobytes()) for name, x in values.items())),
+            tuple(sorted(options.shapes.items())),
+            tuple(sorted((name, x.dtype.str, x.tobytes()) for name, x in options.values.items())),
         )
         if key not in self._sessions:
-            self._keep(key, Session(self._compile(shapes, values), self._target.session))
+            plan = compile_model(self.model, options).plan
+            assert plan is not None
+            self._keep(key, Session(plan, self._target.session))
         self._sessions.move_to_end(key)
         return self._sessions[key]
+
+    def options(self, feeds: Mapping[str, Any]) -> Options:
+        """What is compiled for inputs like `feeds`."""
+        values = {name: x for name, x in feeds.items() if name in self._deciding and isinstance(x, np.ndarray)}
+        shapes = {name: x.shape for name, x in feeds.items() if isinstance(x, np.ndarray)}
+        return Options(Mesh.of(tp=self._target.ranks), shapes, values=values, allow_replicated=True)
 
     @property
     def plan(self) -> Plan | None:
@@ -88,15 +96,13 @@ class Rep(BackendRep):  # type: ignore[misc]  # onnx has no types
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _compile(self, shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, np.ndarray]) -> Plan:
-        return compile_plan(self._model, tp=self._target.ranks, shapes=shapes, values=values, allow_replicated=True)
-
     def _keep(self, key: Hashable, session: Session) -> None:
         self._sessions[key] = session
         if len(self._sessions) > KEPT:
             self._sessions.popitem(last=False)[1].close()
 
-    def _feeds(self, inputs: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
+    def feeds(self, inputs: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs by name, as arrays of the host. Raises InvalidArgument where there are too many."""
         if not isinstance(inputs, Mapping):
             if len(inputs) > len(self.inputs):
                 raise InvalidArgument(

@@ -79,9 +79,17 @@ def run_one(name: str, device: str = "CPU") -> Outcome:
         except (Exception, unittest.SkipTest) as error:
             status: Status = "unsupported" if isinstance(error, ModelError) else "failed"
             return Outcome(name, kind, seen.domain, status, reason=_reason(error))
-    ops = tuple(sorted({op for plan in seen.plans for op in fallback_ops(plan)}))
-    folded = bool(seen.plans) and not any(program.instructions for plan in seen.plans for program in plan.programs)
+    ops = tuple(sorted({op for run in seen.runs for op in fallback_ops(run.plan)}))
+    folded = bool(seen.runs) and not any(program.instructions for run in seen.runs for program in run.plan.programs)
     return Outcome(name, kind, seen.domain, "fallback" if ops else "folded" if folded else "native", ops)
+
+
+def runs(name: str) -> list[Run]:
+    """What a test runs on one rank; the runs that end well, whatever the test then thinks of their outputs."""
+    _, test = _tests()[name]
+    with _quiet(), _BACKEND.on("CPU") as seen, contextlib.suppress(Exception, unittest.SkipTest):
+        test(None)
+    return seen.runs
 
 
 def _died(name: str, code: int | None) -> Outcome:
@@ -96,25 +104,35 @@ def fallback_ops(plan: Plan) -> list[str]:
 # --- the runner and its backend -----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run of a model, and what it gave."""
+
+    rep: Rep
+    plan: Plan
+    inputs: Any
+    outputs: tuple[Any, ...]
+
+
 @dataclass
 class _Seen:
     """What the running test asked for."""
 
     device: str
     domain: str = ""
-    plans: list[Plan] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
 
 
 class _Recorder:
-    """A prepared model that keeps the plans of its runs."""
+    """A prepared model that keeps its runs."""
 
-    def __init__(self, rep: Rep, plans: list[Plan]) -> None:
-        self._rep, self._plans = rep, plans
+    def __init__(self, rep: Rep, runs: list[Run]) -> None:
+        self._rep, self._runs = rep, runs
 
     def run(self, inputs: Any) -> tuple[Any, ...]:
         outputs = self._rep.run(inputs)
         assert self._rep.plan is not None
-        self._plans.append(self._rep.plan)
+        self._runs.append(Run(self._rep, self._rep.plan, inputs, outputs))
         return outputs
 
 
@@ -134,7 +152,7 @@ class _Backend:
 
     def prepare(self, model: Any, _: str, **__: Any) -> _Recorder:
         self._seen.domain = _domain(model)
-        return _Recorder(self._stack.enter_context(prepare(model, self._seen.device)), self._seen.plans)
+        return _Recorder(self._stack.enter_context(prepare(model, self._seen.device)), self._seen.runs)
 
     def is_compatible(self, _: Any) -> bool:
         return True  # what is not says why when it is prepared

@@ -20,6 +20,8 @@ from onnxmesh.compiler import annotate as sharding_specs
 from onnxmesh.compiler import cost, frontend, imported
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.ir import printer, verify
+from onnxmesh.compiler.ir.rule import Strategy
+from onnxmesh.compiler.ir.view import view_of
 from onnxmesh.compiler.layout import layout
 from onnxmesh.compiler.lower import lower
 from onnxmesh.compiler.options import CP_STRATEGIES, PRECISIONS, CpStrategy, Options, Precision
@@ -219,6 +221,7 @@ PIPELINE: tuple[Stage, ...] = (
 )
 FIRST_OF_MESH = next(number for number, stage in enumerate(PIPELINE) if stage.name == "shard-dp")
 """What comes before is the same for every mesh."""
+_SHARDED = next(number for number, stage in enumerate(PIPELINE) if stage.name == "merge")
 
 
 def compile_model(
@@ -266,6 +269,17 @@ def finish(begun: Compilation, options: Options) -> Compilation:
     """
     state = replace(begun, options=options, model=begun.loaded.clone(), findings=list(begun.findings), placed=[])
     _run(state, PIPELINE[FIRST_OF_MESH:])
+    return state
+
+
+def forced(begun: Compilation, axis: str, ranks: int, strategies: Mapping[ir.Node, Strategy]) -> Compilation:
+    """The other stages for one axis, on which every node of `begun` has the given strategy: none is chosen."""
+    graph = begun.loaded.graph
+    options = replace(begun.options, mesh=Mesh.of(**{axis: ranks}))
+    placed = Placed(axis, ranks, strategies, {node: view_of(node, ranks) for node in graph})
+    model = partition(begun.loaded, axis, ranks, strategies, shard_outputs=options.shard_outputs)
+    state = replace(begun, options=options, model=model, findings=list(begun.findings), placed=[placed])
+    _run(state, PIPELINE[_SHARDED:])
     return state
 
 

@@ -79,6 +79,14 @@ def test_views_of_what_is_sent_later_follow_it() -> None:
     assert [n.op_type for n in net.graph] == ["AllToAll", "Reshape", "Reshape", "Add"] and node.meta["stream"] == 0
 
 
+def test_views_of_views_follow_what_is_sent_at_the_very_end() -> None:
+    net = Net()
+    flat = net.op("Reshape", sent(net, net.input(4, 8)), shape=(32,))
+    view = net.op("Reshape", flat, shape=(2, 16))
+    grouped(net, view, sent(net, net.input(4, 8)))
+    assert [n.op_type for n in net.graph] == ["AllToAll", "Reshape", "Reshape"]
+
+
 def test_what_depends_on_another_is_sent_later() -> None:
     net = Net()
     first = sent(net, net.input(4, 8))

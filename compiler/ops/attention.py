@@ -102,9 +102,9 @@ def _ring(view: OpView, cut: Segments) -> Iterable[Strategy]:
     """Rows of q, k and v. Keys of another length than q's take their natural cut."""
     q, k = view.ins[Q], view.ins[K]
     assert q is not None and k is not None
-    if any(s.copies not in (1, view.ranks) for s in cut):
+    if not _ring_cut(cut, view):
         return
-    cuts = [cut] if q[2] == k[2] else [c for c in algebra.natural(k[2], view.ranks) if _ring_cut(c, view.ranks)]
+    cuts = [cut] if q[2] == k[2] else [c for c in algebra.natural(k[2], view.ranks) if _ring_cut(c, view)]
     for keys in cuts[-1:]:
         yield from _ring_build(view, cut, keys)
 
@@ -112,7 +112,7 @@ def _ring(view: OpView, cut: Segments) -> Iterable[Strategy]:
 def _ring_from_kv(view: OpView, cut: Segments) -> Iterable[Strategy]:
     q, k = view.ins[Q], view.ins[K]
     assert q is not None and k is not None
-    if not _ring_cut(cut, view.ranks):
+    if not _ring_cut(cut, view):
         return
     if q[2] == k[2]:
         yield from _ring_build(view, cut, cut)
@@ -121,8 +121,9 @@ def _ring_from_kv(view: OpView, cut: Segments) -> Iterable[Strategy]:
             yield from _ring_build(view, rows, cut)
 
 
-def _ring_cut(cut: Segments, ranks: int) -> bool:
-    return all(s.copies in (1, ranks) for s in cut)
+def _ring_cut(cut: Segments, view: OpView) -> bool:
+    """Whether attention to parts of the keys can be merged; its statistics are float32, too narrow for float64."""
+    return all(s.copies in (1, view.ranks) for s in cut) and "float64" not in view.in_dtypes
 
 
 def _ring_build(view: OpView, rows: Segments, keys: Segments) -> Iterable[Strategy]:
@@ -138,7 +139,7 @@ def _ring_build(view: OpView, rows: Segments, keys: Segments) -> Iterable[Strate
 
 def _split_kv(view: OpView, cut: Segments) -> Iterable[Strategy]:
     """Every rank attends to its own keys; one merge by log-sum-exp."""
-    if view.op != "Attention" or not _ring_cut(cut, view.ranks):
+    if view.op != "Attention" or not _ring_cut(cut, view):
         return
     positions = len(view.ins) > K_POS and view.ins[K_POS] is not None
     if positions and view.attr("masked_row") == "uniform" and any(s.copies > 1 for s in cut):

@@ -142,8 +142,8 @@ def _order(graph: ir.Graph, nodes: Iterable[ir.Node]) -> None:
     waiting: list[ir.Node] = []
     for node in nodes:
         waiting.append(node)
-        for soon in list(waiting):
-            if all(value is None or value in known for value in soon.inputs):
+        while ready := [soon for soon in waiting if all(value is None or value in known for value in soon.inputs)]:
+            for soon in ready:
                 graph.append(soon)
                 known.update(soon.outputs)
                 waiting.remove(soon)
