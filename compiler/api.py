@@ -24,6 +24,7 @@ from onnxmesh.compiler.ir.rule import Strategy
 from onnxmesh.compiler.ir.view import view_of
 from onnxmesh.compiler.layout import layout
 from onnxmesh.compiler.lower import lower
+from onnxmesh.compiler.modules import modules
 from onnxmesh.compiler.options import CP_STRATEGIES, PRECISIONS, CpStrategy, Options, Precision
 from onnxmesh.compiler.predict import Survey, survey
 from onnxmesh.compiler.report import build_report
@@ -39,6 +40,7 @@ from onnxmesh.passes.fuse.repeat_last import repeat_last
 from onnxmesh.passes.fuse.sink import sink
 from onnxmesh.passes.fuse.view_first import view_first
 from onnxmesh.passes.graph.match import Finding
+from onnxmesh.passes.graph.provenance import decided
 from onnxmesh.passes.graph.supported import check_supported
 from onnxmesh.passes.normalise.normalise import SOURCES, normalise
 from onnxmesh.passes.partition.partition import partition
@@ -75,6 +77,7 @@ class Compilation:
     findings: list[Finding] = field(default_factory=list)
     stays: Sequence[Stays] | None = ()
     survey: Survey | None = None
+    modules: Mapping[str, str] = field(default_factory=dict)
     placed: list[Placed] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     plan: Plan | None = None
@@ -111,6 +114,7 @@ class Stage:
 def _load(state: Compilation) -> None:
     if not isinstance(state.source, (list, tuple)):
         state.model = frontend.load(state.source)
+        state.modules = modules(state.model.graph)
         _settle(state, {}, 1)
         return
     state.model, own = imported.together([frontend.load(model) for model in state.source])
@@ -165,6 +169,9 @@ def _shard(axis: str, state: Compilation) -> None:
         return
     strategy, shard_outputs = options.cp_strategy, options.shard_outputs
     placed = place(state.loaded.graph, axis, ranks, cp_strategy=strategy, shard_outputs=shard_outputs, pins=state.pins)
+    first = sum(len(earlier.decisions) for earlier in state.placed)
+    for node, number in placed.decision_of.items():
+        decided(node, first + number)
     state.placed.append(placed)
     unmet = dict.fromkeys(placed.pinned.unmet)
     state.findings += [Finding(sharding_specs.PATTERN, node, False, f"on {axis}: {reason}") for node, reason in unmet]
@@ -199,7 +206,9 @@ def _lower(state: Compilation) -> None:
     plan = lower(state.loaded.graph, state.options.mesh, state.options.dims, producer, state.values)
     assert state.survey is not None
     graph = state.loaded.graph
-    report = build_report(plan, graph, state.survey, state.placed, state.findings, state.options, state.stays)
+    report = build_report(
+        plan, graph, state.survey, state.placed, state.findings, state.options, state.stays, state.modules
+    )
     state.plan = replace(plan, source=reader(state.tensors), report=report)
 
 

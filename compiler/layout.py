@@ -28,6 +28,7 @@ from onnxmesh.compiler.moves import (
 )
 from onnxmesh.compiler.ops.collectives import VIEWS
 from onnxmesh.compiler.strides import takes, writes
+from onnxmesh.passes.graph.provenance import KEY as PROVENANCE
 
 MOST_COPIES = 1
 """Parts of a Concat that may be copied; with more of them the Concat stays one instruction."""
@@ -293,7 +294,7 @@ def _copied(node: ir.Node, index: int) -> ir.Value:
 def _copy(node: ir.Node, value: ir.Value) -> tuple[ir.Node, ir.Value]:
     """A copy of a value, for `node`: a Concat of this value alone."""
     copy = ir.node("Concat", [value], {"axis": 0}, name=f"{node.name}~{value.name}")
-    copy.meta.update({key: node.meta[key] for key in ("origin",) if key in node.meta})
+    copy.meta.update({key: node.meta[key] for key in ("origin", PROVENANCE) if key in node.meta})
     out = copy.outputs[0]
     out.name, out.type, out.shape = f"{value.name}~{node.name}", value.type, value.shape
     return copy, out

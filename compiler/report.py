@@ -7,7 +7,7 @@ Equal compiles give equal reports: no times of the compile itself are in it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -18,7 +18,9 @@ from onnxmesh.compiler.ir.loose import HINT, onnx_op
 from onnxmesh.compiler.ops.collectives import COLLECTIVES
 from onnxmesh.compiler.options import Options
 from onnxmesh.compiler.predict import Survey, Timing
+from onnxmesh.compiler.report_origins import origins, placement_by_axis
 from onnxmesh.passes.graph.match import Finding
+from onnxmesh.passes.graph.provenance import origin
 from onnxmesh.passes.place.place import Placed
 from onnxmesh.passes.place.roles import ATTENTION, CONTRACTIONS, weight_ports
 from onnxmesh.passes.precision.precision import Stays
@@ -53,6 +55,7 @@ def build_report(
     findings: Iterable[Finding],
     options: Options,
     stays: Sequence[Stays] | None = (),
+    modules: Mapping[str, str] | None = None,
 ) -> Json:
     """The report as JSON data.
 
@@ -61,6 +64,7 @@ def build_report(
         survey: the whole graph, before any axis was applied.
         placed: the choices, one for each axis of more than one rank.
         findings: patterns found and missed.
+        modules: of the model's nodes, by their names, as far as the model says them.
         stays: what stays float32 in half precision; None: the model was in half precision already.
     """
     timing = predict.timing(graph, plan.programs[0], plan.mesh)
@@ -83,6 +87,7 @@ def build_report(
         "weights": [_tensor(weight, plan) for weight in plan.weights],
         "collectives": collectives,
         "attention": [entry for p in placed for entry in _attention(p)],
+        **origins(plan, graph, placed, modules or {}),
         "replicated": [entry for p in placed for entry in _replicated(p)],
         "fallback": list(_fallback(plan.programs[0])),
         "uneven": _uneven(plan, placed),
@@ -90,11 +95,6 @@ def build_report(
             {"pattern": f.pattern, "node": f.node, "found": f.found, "reason": f.reason} for f in findings
         ],
     }  # fmt: skip
-
-
-def label(node: ir.Node) -> str:
-    """The name of the model's node that a node comes from."""
-    return str(node.meta.get("origin") or node.name or node.outputs[0].name or node.op_type)
 
 
 def share(part: float, whole: float) -> float:
@@ -263,20 +263,13 @@ def _tensor(tensor: Any, plan: Plan) -> Json:
         "local_shape": list(local),
         "bytes": _bytes(tensor.shape, tensor.dtype),
         "local_bytes": _bytes(local, tensor.dtype),
-        "placement": _placement(tensor.spec, plan.mesh),
+        "placement": placement_by_axis(tensor.spec, plan.mesh),
     }
 
 
 def _bytes(shape: Sequence[int], dtype: str) -> int:
     """Bytes of a tensor; none are planned for a loose value."""
     return 0 if is_loose(dtype) else nbytes(tuple(shape), dtype)
-
-
-def _placement(spec: Spec, mesh: Mesh) -> dict[str, str]:
-    """Of every axis with more than one rank, as text."""
-    given = dict(spec)
-    sizes = [(axis, size) for axis, size in mesh.axes if size > 1]
-    return {axis: text(given[axis], size) if axis in given else "R" for axis, size in sizes}
 
 
 def _input(port: Port, plan: Plan, survey: Survey) -> Json:
@@ -325,7 +318,7 @@ def _attention(placed: Placed) -> Iterator[Json]:
     """How every attention runs on an axis; blocks of a ring that an earlier axis made count as one."""
     seen: set[str] = set()
     for node, view in placed.views.items():
-        name = label(node)
+        name = origin(node)
         if view.op not in ATTENTION or name in seen:
             continue
         seen.add(name)
@@ -351,7 +344,7 @@ def _replicated(placed: Placed) -> Iterator[Json]:
         if times.get(node):
             yield {
                 "axis": placed.axis,
-                "node": label(node),
+                "node": origin(node),
                 "op": onnx_op(node),
                 "reason": reason,
                 "microseconds": round(times[node], 3),
@@ -383,7 +376,7 @@ def _uneven(plan: Plan, placed: Sequence[Placed]) -> list[Json]:
         for node, view in p.views.items():
             if view.op in ATTENTION:
                 for what, cut in zip(("q", "k and v"), p.strategies[node].ins):
-                    result += _copies(p.axis, p.ranks, label(node), what, cut)
+                    result += _copies(p.axis, p.ranks, origin(node), what, cut)
     for what, tensors in (("weight", plan.weights), ("input", program.inputs), ("output", program.outputs)):
         for tensor in tensors:
             for axis, cut in tensor.spec:

@@ -23,11 +23,13 @@ LAYERS = (
     {"onnxmesh.compiler.choose"},
     {"onnxmesh.compiler.api"},
     {"onnxmesh.compiler.report", "onnxmesh.compiler.report_text"},
+    {"onnxmesh.compiler.report_origins"},
     {"onnxmesh.compiler.predict"},
     {
         "onnxmesh.compiler.frontend",
         "onnxmesh.compiler.annotate",
         "onnxmesh.compiler.imported",
+        "onnxmesh.compiler.modules",
         "onnxmesh.compiler.sources",
         "onnxmesh.compiler.layout",
         "onnxmesh.compiler.moves",

@@ -16,8 +16,8 @@ from shares import STRATEGIES, Case
 
 from onnxmesh.compiler.api import Compilation, compile_model
 from onnxmesh.compiler.options import Options
-from onnxmesh.compiler.report import label
 from onnxmesh.models.catalogue import save
+from onnxmesh.passes.graph.provenance import origin as label
 from onnxmesh.passes.place.roles import ATTENTION
 from onnxmesh.runtime.placement import local_shape
 from onnxmesh.runtime.plan import Collective, Plan

@@ -13,6 +13,7 @@ from onnxmesh.compiler.ir import recipe as recipes
 from onnxmesh.compiler.ir.view import is_constant, plain_attrs, shape_of
 from onnxmesh.passes.fuse.groups import Group
 from onnxmesh.passes.graph.build import is_folded
+from onnxmesh.passes.graph.provenance import stands_for
 from onnxmesh.runtime import recipe as evaluation
 from onnxmesh.runtime.kernels.elementwise import ELEMENTWISE
 from onnxmesh.runtime.placement import Partial
@@ -57,6 +58,7 @@ def fuse_group(graph: ir.Graph, group: Group, op_type: str) -> ir.Node:
     inputs = list(expression.inputs)
     node = ir.node(op_type, inputs, {"expr": text}, domain=DOMAIN, outputs=new, name=source.name)
     node.meta.update(source.meta)
+    stands_for(node, [source, *group.times])
     graph.insert_after(group.root, node)
     for before, after in zip(old, new):
         after.meta.update(before.meta)

@@ -20,6 +20,7 @@ from onnxmesh.passes.fuse.fuse import beside_products, is_row
 from onnxmesh.passes.graph.build import fresh
 from onnxmesh.passes.graph.constants import recipe_of
 from onnxmesh.passes.graph.match import given, is_constant, other, shape_of
+from onnxmesh.passes.graph.provenance import stands_for
 from onnxmesh.passes.partition.local import DOMAIN
 from onnxmesh.runtime.placement import Placement, Replicate, Shard
 from onnxmesh.runtime.plan import Spec
@@ -188,6 +189,11 @@ def _node(
     like = group[0].result
     value = ir.Value(name=fresh(graph, like.name or op_type), shape=ir.Shape(shape), type=like.type)
     _describe(graph, ir.node(op_type, inputs, outputs=[value]), group)
+    results = [linear.result for linear in group]
+    cuts = {tuple((axis, _cuts_last(placement, result)) for axis, placement in _spec(result)) for result in results}
+    if len(cuts) == 1 and all("global_shape" in result.meta for result in results):
+        value.meta["global_name"] = "+".join(str(result.meta.get("global_name", result.name)) for result in results)
+        value.meta["global_shape"], value.meta["spec"] = _together(results)
     return value
 
 
@@ -197,11 +203,26 @@ def _describe(graph: ir.Graph, node: ir.Node, group: Sequence[_Linear]) -> None:
     node.name = fresh(graph, sources[0].name or node.op_type)
     node.meta.update(sources[0].meta)
     node.meta["origin"] = "+".join(str(source.meta.get("origin", source.name)) for source in sources)
+    stands_for(node, sources)
     graph.append(node)
 
 
 def _beside(graph: ir.Graph, values: Sequence[ir.Value]) -> ir.Value:
-    """The initialiser that holds these one beside the other along the last dim.
+    """The initialiser that holds these one beside the other along the last dim."""
+    first, last = values[0], len(shape_of(values[0])) - 1
+    shape = [*shape_of(first)[:-1], sum(shape_of(value)[-1] for value in values)]
+    name = "+".join(str(value.name) for value in values)
+    while name in graph.initializers:  # biases that several groups share
+        name = fresh(graph, name)
+    merged = ir.Value(name=name, shape=ir.Shape(shape), type=first.type)
+    merged.meta[recipes.KEY] = recipes.concat([recipe_of(value) for value in values], last)
+    merged.meta["global_shape"], merged.meta["spec"] = _together(values)
+    graph.initializers.add(merged)
+    return merged
+
+
+def _together(values: Sequence[ir.Value]) -> tuple[tuple[int, ...], Spec]:
+    """The global shape and the placement of values that lie one beside the other along the last dim.
 
     A rank holds the pieces of the first, then those of the second: the segments of one cut after those of the other.
     """
@@ -212,14 +233,5 @@ def _beside(graph: ir.Graph, values: Sequence[ir.Value]) -> ir.Value:
             cuts = (_spec(value)[position][1] for value in values)
             placement = Shard(last, tuple(s for cut in cuts if isinstance(cut, Shard) for s in cut.segments))
         spec.append((axis, placement))
-    shape = [*shape_of(first)[:-1], sum(shape_of(value)[-1] for value in values)]
     whole = [tuple(value.meta.get("global_shape", shape_of(value))) for value in values]
-    name = "+".join(str(value.name) for value in values)
-    while name in graph.initializers:  # biases that several groups share
-        name = fresh(graph, name)
-    merged = ir.Value(name=name, shape=ir.Shape(shape), type=first.type)
-    merged.meta[recipes.KEY] = recipes.concat([recipe_of(value) for value in values], last)
-    merged.meta["global_shape"] = (*whole[0][:-1], sum(each[-1] for each in whole))
-    merged.meta["spec"] = tuple(spec)
-    graph.initializers.add(merged)
-    return merged
+    return (*whole[0][:-1], sum(each[-1] for each in whole)), tuple(spec)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxmesh.compiler.ir import recipe as recipes
 from onnxmesh.passes.graph.build import add_constant, fresh, is_folded, substitute
 from onnxmesh.passes.graph.constants import SOURCES
+from onnxmesh.passes.graph.provenance import origin
 
 DOMAIN = "onnxmesh"
 READABLE = 1 << 26
@@ -258,8 +259,14 @@ class Editor:
         return self.op("Mul", [value, self.number(factor, value.dtype)], shape_of(value))
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
-        """Let `new` stand for `old` everywhere, and remove what made `old` and has no other use."""
-        node = new.producer()
+        """Let `new` stand for `old` everywhere, and remove what made `old` and has no other use.
+
+        What was made for it comes from the node that made `old`, as far as reports are concerned.
+        """
+        node, anchor = new.producer(), old.producer()
+        if anchor is not None:
+            for made in self._made:
+                made.meta.setdefault("origin", origin(anchor))
         rename = node is not None and not any(v.is_graph_output() for v in node.outputs)
         substitute(self.graph, old, new, rename=rename)
         self.prune(old)

@@ -13,6 +13,8 @@ from onnxmesh.compiler import cost
 from onnxmesh.compiler.ir import recipe as recipes
 from onnxmesh.compiler.ir.view import dtype_of, ir_dtype, is_constant, numpy_dtype, shape_of
 from onnxmesh.passes.graph.constants import recipe_of
+from onnxmesh.passes.graph.provenance import KEY as PROVENANCE
+from onnxmesh.passes.graph.provenance import provenance
 from onnxmesh.passes.partition.reshard import steps
 from onnxmesh.runtime.placement import Placement, R, Replicate, Shard, local_shape
 from onnxmesh.runtime.placement import text as placement_text
@@ -64,6 +66,7 @@ class Local:
         if self.origin is not None:
             node.name = self.origin.name
             node.meta["origin"] = self.origin.meta.get("origin", self.origin.name)
+            node.meta[PROVENANCE] = provenance(self.origin)
         self.nodes.append(node)
         return tuple(node.outputs)
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxmesh.compiler.ir.rule import OpView, Strategy
 from onnxmesh.compiler.options import CpStrategy
 from onnxmesh.passes.place.candidates import enumerate_strategies
+from onnxmesh.passes.place.decisions import Decision, decisions
 from onnxmesh.passes.place.pins import Pin, Pinned, pinned
 from onnxmesh.passes.place.reasons import why_replicated
 from onnxmesh.passes.place.roles import constrain
@@ -28,6 +29,8 @@ class Placed:
         replicated: why, by node, for the nodes that every rank computes whole.
         classes: how many decisions there were.
         pinned: what the user's pins asked for.
+        decisions: what was chosen for every class of nodes, and what else could have been.
+        decision_of: by node, the number of its decision.
     """
 
     axis: str
@@ -39,6 +42,8 @@ class Placed:
     replicated: Mapping[ir.Node, str] = field(default_factory=dict)
     classes: int = 0
     pinned: Pinned = field(default_factory=Pinned)
+    decisions: Sequence[Decision] = ()
+    decision_of: Mapping[ir.Node, int] = field(default_factory=dict)
 
 
 def place(
@@ -70,4 +75,6 @@ def place(
         {node: reason for index, reason in whole.items() for node in classes[index].nodes},
         len(classes),
         wanted,
+        decisions(space, allowed, chosen, whole, shard_outputs=shard_outputs),
+        quotient.class_of,
     )

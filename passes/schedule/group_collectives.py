@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxmesh.compiler.ir.view import plain_attrs
 from onnxmesh.compiler.layout import rebase
+from onnxmesh.passes.graph.provenance import stands_for
 from onnxmesh.passes.schedule.schedule import streams
 from onnxmesh.passes.schedule.work import Work, send_time
 
@@ -126,6 +127,7 @@ def _joined(nodes: Sequence[ir.Node], renamed: dict[ir.Value, ir.Value]) -> ir.N
     outputs = [ir.Value(name=old.name, shape=old.shape, type=old.type) for old in olds]
     group = ir.Node(first.domain, first.op_type, inputs, attributes.values(), outputs=outputs, name=first.name)
     group.meta["origin"] = "+".join(dict.fromkeys(str(node.meta.get("origin", node.name)) for node in nodes))
+    stands_for(group, nodes)
     group.meta[REASONS] = [str(node.meta.get("reason", "")) for node in nodes]
     group.meta["reason"] = " | ".join(dict.fromkeys(group.meta[REASONS]))
     for old, new in zip(olds, outputs):
