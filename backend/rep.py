@@ -85,6 +85,12 @@ class Rep(BackendRep):  # type: ignore[misc]  # onnx has no types
         """The plan of the last run; None before the first."""
         return next(reversed(self._sessions.values())).plan if self._sessions else None
 
+    @property
+    def on_host(self) -> list[str]:
+        """The kernels that run on the host beside a GPU, of all open sessions."""
+        engines = (engine for session in self._sessions.values() for engine in session.engines.values())
+        return sorted({kernel for engine in engines for kernel in engine.on_host})
+
     def close(self) -> None:
         """End all sessions."""
         while self._sessions:

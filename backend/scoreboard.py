@@ -83,7 +83,7 @@ def _put(document: Path, content: str) -> None:
 
 # --- as text ------------------------------------------------------------------------------------------------
 
-_HEAD = ["passed", "of", "natively", "folded", "by the fallback", "failed", "unsupported"]
+_HEAD = ["passed", "of", "natively", "in part on the host", "folded", "by the fallback", "failed", "unsupported"]
 
 
 def text(board: Json) -> str:
@@ -124,13 +124,13 @@ def summary(board: Json) -> str:
 def _table(title: str, counts: Mapping[str, Mapping[str, int]]) -> str:
     lines = [f"| {title} | {' | '.join(_HEAD)} |", "|---" * (len(_HEAD) + 1) + "|"]
     for name, found in counts.items():
-        numbers = [_passed(found), sum(found.values()), *(found[status] for status in STATUSES)]
+        numbers = [_passed(found), sum(found.values()), *(found.get(status, 0) for status in STATUSES)]
         lines.append(f"| {name} | {' | '.join(map(str, numbers))} |")
     return "\n".join(lines)
 
 
 def _passed(found: Mapping[str, int]) -> int:
-    return sum(found[status] for status in PASSED)
+    return sum(found.get(status, 0) for status in PASSED)
 
 
 def _cell(value: str) -> str:

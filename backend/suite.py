@@ -8,7 +8,7 @@ import os
 import tempfile
 import unittest
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Literal
@@ -28,8 +28,8 @@ KINDS = {
 }
 """The runner's classes of tests, and how we call them; the real models that onnx brings are the light ones."""
 
-Status = Literal["native", "folded", "fallback", "failed", "unsupported"]
-PASSED: tuple[Status, ...] = ("native", "folded", "fallback")
+Status = Literal["native", "hosted", "folded", "fallback", "failed", "unsupported"]
+PASSED: tuple[Status, ...] = ("native", "hosted", "folded", "fallback")
 _SUFFIX = "_cpu"
 _LONGEST = 240
 
@@ -41,8 +41,8 @@ class Outcome:
     Attributes:
         kind: one of the values of `KINDS`.
         domain: of the model's nodes: `ai.onnx`, or the other one that it uses.
-        status: passed, `native`ly, `folded` (nothing was left to run), or by the `fallback` to onnx.reference;
-            or `failed`, or refused as `unsupported`.
+        status: passed, `native`ly, `hosted` (a kernel of ours ran on the host beside a GPU), `folded` (nothing was left
+            to run), or by the `fallback` to onnx.reference; or `failed`, or refused as `unsupported`.
         ops: those that the fallback computed.
         reason: of a failure.
     """
@@ -80,8 +80,15 @@ def run_one(name: str, device: str = "CPU") -> Outcome:
             status: Status = "unsupported" if isinstance(error, ModelError) else "failed"
             return Outcome(name, kind, seen.domain, status, reason=_reason(error))
     ops = tuple(sorted({op for run in seen.runs for op in fallback_ops(run.plan)}))
-    folded = bool(seen.runs) and not any(program.instructions for run in seen.runs for program in run.plan.programs)
-    return Outcome(name, kind, seen.domain, "fallback" if ops else "folded" if folded else "native", ops)
+    return Outcome(name, kind, seen.domain, "fallback" if ops else _way(seen.runs), ops)
+
+
+def _way(runs: Sequence[Run]) -> Status:
+    """How a test passed that needed no fallback."""
+    if any(run.on_host for run in runs):
+        return "hosted"
+    left = any(program.instructions for run in runs for program in run.plan.programs)
+    return "native" if left or not runs else "folded"
 
 
 def runs(name: str) -> list[Run]:
@@ -112,6 +119,7 @@ class Run:
     plan: Plan
     inputs: Any
     outputs: tuple[Any, ...]
+    on_host: Sequence[str] = ()
 
 
 @dataclass
@@ -132,7 +140,7 @@ class _Recorder:
     def run(self, inputs: Any) -> tuple[Any, ...]:
         outputs = self._rep.run(inputs)
         assert self._rep.plan is not None
-        self._runs.append(Run(self._rep, self._rep.plan, inputs, outputs))
+        self._runs.append(Run(self._rep, self._rep.plan, inputs, outputs, self._rep.on_host))
         return outputs
 
 

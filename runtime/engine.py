@@ -160,6 +160,11 @@ class Engine:
         """The memory of a buffer, by its number in the program."""
         return self._arrays[buffer]
 
+    @property
+    def on_host(self) -> list[str]:
+        """The kernels that ran on the host though this is the engine of a GPU, by name."""
+        return []
+
     def close(self) -> None:
         """Give back what outlives the engine's memory; no runs after this."""
         return None

@@ -109,12 +109,12 @@ def test_outcomes_become_counts_and_exceptions() -> None:
         suite.Outcome("test_c", "simple", "ai.onnx", "failed", reason="a | b"),
     ]
     row = scoreboard.tally(outcomes, 1.2)
-    assert row["kinds"]["node"] == {"native": 1, "folded": 0, "fallback": 1, "failed": 0, "unsupported": 0}
+    assert {status: count for status, count in row["kinds"]["node"].items() if count} == {"native": 1, "fallback": 1}
     assert row["domains"]["ai.onnx.ml"]["fallback"] == 1
     assert row["fallback"] == {"test_b": ["ai.onnx.ml::Scaler"]}
     assert row["exceptions"] == {"test_c": "a | b"}
     text = scoreboard.row_text(row)
-    assert "| node | 2 | 2 | 1 | 0 | 1 | 0 | 0 |" in text
+    assert "| node | 2 | 2 | 1 | 0 | 0 | 1 | 0 | 0 |" in text
     assert "| `test_c` | a \\| b |" in text
     assert "| CPU | 2 of 2 | 0 of 1 | 1 |" in scoreboard.summary({"onnx": "1.23", "devices": {"CPU": row}})
 

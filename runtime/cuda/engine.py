@@ -81,6 +81,11 @@ class CudaEngine(Engine):
         """Whether a run is the launch of one CUDA graph."""
         return len(self._pieces) == 1 and not isinstance(self._pieces[0], Task)
 
+    @property
+    def on_host(self) -> list[str]:
+        launched = (task for task in self._tasks if isinstance(task.item, Launch))
+        return sorted({task.item.kernel for task in launched if task.obstacle == _ON_HOST})  # type: ignore[union-attr]
+
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Enqueue the program on the device's stream; see Engine.run."""
         with self._device.scope():
