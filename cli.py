@@ -57,7 +57,7 @@ def _report(error: Exception, *, verbose: bool) -> int:
 
         traceback.print_exception(error)
     if isinstance(error, OnnxMeshError):
-        _complain(str(error.args[0]), error.hint)
+        _complain(str(error.args[0]), error.hint, error.code)
         return error.exit_code
     if isinstance(error, OSError) and error.strerror:
         _complain(f"{error.filename or 'the system'}: {error.strerror}")
@@ -69,9 +69,9 @@ def _report(error: Exception, *, verbose: bool) -> int:
     return DEFECT
 
 
-def _complain(message: str, hint: str = "") -> None:
-    """The one `error:` line, and perhaps a `hint:` line."""
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+def _complain(message: str, hint: str = "", code: str = "") -> None:
+    """The one `error:` line, with the code where there is one, and perhaps a `hint:` line."""
+    click.echo(f"error{f'[{code}]' if code else ''}: {' '.join(message.split())}", err=True)
     if hint:
         click.echo(f"hint: {' '.join(hint.split())}", err=True)
 
@@ -232,6 +232,24 @@ def inspect(plan: str, as_json: bool, full: bool) -> None:
     from onnxmesh.compiler.report_text import placements_text, report_text
 
     click.echo(f"{report_text(report, full=full)}\n\n{placements_text(report, full=full)}")
+
+
+@cli.command()
+@click.argument("code", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the page as JSON.")
+def explain(code: str | None, as_json: bool) -> None:
+    """Say what CODE means, as OM1203 in error[OM1203], why it happens and what to do; without CODE, list them all."""
+    from onnxmesh.inspection import codes
+
+    if code is None:
+        pages = list(codes.codes().values())
+        click.echo(json.dumps([vars(page) for page in pages], indent=1) if as_json else codes.list_text())
+        return
+    page = codes.find(code)
+    if page is None:
+        near = ", ".join(codes.near(code))
+        raise click.UsageError(f"there is no code {code!r}{f'; did you mean {near}?' if near else ''}")
+    click.echo(json.dumps(vars(page), indent=1) if as_json else codes.page_text(page))
 
 
 @cli.command()

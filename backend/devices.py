@@ -31,7 +31,9 @@ def parse(device: str) -> Target:
     if kind == "CUDA":
         return Target(f"cuda:{number}" if number else "cuda")
     raise InvalidArgument(
-        f"unknown device {device!r}", hint=f"CPU, CPU:RANKS (up to {MOST_RANKS}), CUDA, or CUDA:NUMBER of a GPU"
+        f"unknown device {device!r}",
+        hint=f"CPU, CPU:RANKS (up to {MOST_RANKS}), CUDA, or CUDA:NUMBER of a GPU",
+        code="OM5008",
     )
 
 

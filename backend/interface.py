@@ -128,9 +128,13 @@ def _inferred(
     try:
         found = onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=imports), strict_mode=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
-        raise ModelError(f"the node {node.op_type} does not fit its inputs: {' '.join(str(error).split())}") from error
+        raise ModelError(
+            f"the node {node.op_type} does not fit its inputs: {' '.join(str(error).split())}", code="OM1210"
+        ) from error
     types = {value.name: value.type for value in found.graph.output}
     unknown = [name for name in names if not types[name].WhichOneof("value")]
     if unknown:
-        raise ModelError(f"the type of '{unknown[0]}', made by {node.op_type}, is unknown", hint="give outputs_info")
+        raise ModelError(
+            f"the type of '{unknown[0]}', made by {node.op_type}, is unknown", hint="give outputs_info", code="OM1209"
+        )
     return types

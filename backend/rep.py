@@ -112,7 +112,8 @@ class Rep(BackendRep):  # type: ignore[misc]  # onnx has no types
         if not isinstance(inputs, Mapping):
             if len(inputs) > len(self.inputs):
                 raise InvalidArgument(
-                    f"{len(inputs)} inputs are given, but the model has {len(self.inputs)}: {', '.join(self.inputs)}"
+                    f"{len(inputs)} inputs are given, but the model has {len(self.inputs)}: {', '.join(self.inputs)}",
+                    code="OM5003",
                 )
             inputs = dict(zip(self.inputs, inputs))
         return {name: _host(self._ports.get(name), x) for name, x in inputs.items()}

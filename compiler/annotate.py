@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.ir.view import shape_of
+from onnxmesh.compiler.reason import Reason
 from onnxmesh.passes.graph.match import Finding
 from onnxmesh.passes.place.pins import Cut, Ends, Pin, cut_of
 from onnxmesh.passes.place.place import Placed
@@ -56,7 +57,8 @@ def pins(model: ir.Model, mesh: Mesh) -> tuple[list[Pin], list[Finding]]:
     fitting = [c for c in model.device_configurations if c.num_devices == mesh.size]
     if not fitting:
         counts = ", ".join(str(c.num_devices) for c in model.device_configurations)
-        reason = f"its annotations are for {counts} devices, the mesh has {mesh.size}: they are not taken"
+        words = f"its annotations are for {counts} devices, the mesh has {mesh.size}: they are not taken"
+        reason = Reason(words, "OM2301")
         return [], [Finding(PATTERN, "the model", False, reason)] if model.device_configurations else []
     found, findings = list[Pin](), list[Finding]()
     for node in model.graph:
@@ -66,7 +68,8 @@ def pins(model: ir.Model, mesh: Mesh) -> tuple[list[Pin], list[Finding]]:
             try:
                 cuts = tuple(sorted(_cuts(spec, mesh).items()))
             except _Unclear as unclear:
-                findings.append(Finding(PATTERN, str(node.name), False, f"'{spec.value.name}': {unclear}"))
+                reason = Reason(f"'{spec.value.name}': {unclear}", "OM2302")
+                findings.append(Finding(PATTERN, str(node.name), False, reason))
                 continue
             found.append(Pin(str(node.name), str(spec.value.name), spec.value in node.outputs, cuts))
     return found, findings
@@ -89,7 +92,9 @@ def _worded(node: ir.Node, mesh: Mesh) -> Iterator[Pin]:
             cuts = tuple((axis, from_json(data)) for axis, data in sorted(placements.items()))
             yield Pin(str(node.name), tensor, tensor in outputs, cuts)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"the metadata '{METADATA}' of node '{node.name}' cannot be read: {error}") from error
+        raise ModelError(
+            f"the metadata '{METADATA}' of node '{node.name}' cannot be read: {error}", code="OM1408"
+        ) from error
 
 
 def _axes(mesh: Mesh) -> Sizes:
@@ -292,4 +297,4 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
     try:
         ir.save(model, target, external_data=f"{target.name}.data" if elsewhere else None)
     except OSError as error:
-        raise ModelError(f"'{target}' cannot be written: {error.strerror}") from error
+        raise ModelError(f"'{target}' cannot be written: {error.strerror}", code="OM1014") from error

@@ -27,6 +27,7 @@ from onnxmesh.compiler.lower import lower
 from onnxmesh.compiler.modules import modules
 from onnxmesh.compiler.options import CP_STRATEGIES, PRECISIONS, CpStrategy, Options, Precision
 from onnxmesh.compiler.predict import Survey, survey
+from onnxmesh.compiler.reason import Reason
 from onnxmesh.compiler.report import build_report
 from onnxmesh.compiler.sources import reader
 from onnxmesh.passes.bind.bind import bind
@@ -95,7 +96,9 @@ class Compilation:
             ModelError: the model was sharded elsewhere, or the file cannot be written.
         """
         if self.imported is not None or isinstance(self.source, (list, tuple)):
-            raise ModelError("the model was sharded elsewhere: no placements were chosen that could be written")
+            raise ModelError(
+                "the model was sharded elsewhere: no placements were chosen that could be written", code="OM1407"
+            )
         model = frontend.original(self.source)
         result = sharding_specs.annotate(model, self.placed, self.options.mesh)
         sharding_specs.save(model, path)
@@ -174,7 +177,9 @@ def _shard(axis: str, state: Compilation) -> None:
         decided(node, first + number)
     state.placed.append(placed)
     unmet = dict.fromkeys(placed.pinned.unmet)
-    state.findings += [Finding(sharding_specs.PATTERN, node, False, f"on {axis}: {reason}") for node, reason in unmet]
+    state.findings += [
+        Finding(sharding_specs.PATTERN, node, False, Reason(f"on {axis}: {reason}", "OM2303")) for node, reason in unmet
+    ]
     if not options.allow_replicated:
         check_worth(placed, options.cp_strategy)
     state.model = partition(state.loaded, axis, ranks, placed.strategies, shard_outputs=options.shard_outputs)
@@ -251,9 +256,13 @@ def compile_model(
         ShardingError: nothing worth having can be sharded on an axis.
     """
     if options.cp_strategy not in CP_STRATEGIES:
-        raise ModelError(f"unknown cp strategy {options.cp_strategy!r}", hint=f"one of {', '.join(CP_STRATEGIES)}")
+        raise ModelError(
+            f"unknown cp strategy {options.cp_strategy!r}", hint=f"one of {', '.join(CP_STRATEGIES)}", code="OM1101"
+        )
     if options.precision not in PRECISIONS:
-        raise ModelError(f"unknown precision {options.precision!r}", hint=f"one of {', '.join(PRECISIONS)}")
+        raise ModelError(
+            f"unknown precision {options.precision!r}", hint=f"one of {', '.join(PRECISIONS)}", code="OM1102"
+        )
     state = Compilation(model, options)
     _run(state, PIPELINE, dump, progress)
     return state

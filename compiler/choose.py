@@ -98,6 +98,7 @@ class Choice:
             raise ShardingError(
                 f"no division of {self.ranks} ranks will do: {reasons or 'there is none'}",
                 hint="give each rank more memory, or take another number of ranks",
+                code="OM2004",
             )
         return self.estimates[0]
 
@@ -177,7 +178,9 @@ def compare(
     """
     begun = api.begin(model, replace(options, mesh=Mesh.of()))
     if begun.imported is not None:
-        raise ModelError("the model holds collectives: its division is given", hint="compile it as it is")
+        raise ModelError(
+            "the model holds collectives: its division is given", hint="compile it as it is", code="OM1407"
+        )
     wanted = [c for c in candidates(ranks) if options.cp_strategy in ("auto", c.cp_strategy) or c.cp_strategy == "auto"]
     alone = _estimated(begun, Candidate(Mesh.of()), memory)
     if min(jobs, len(wanted)) > 1 and isinstance(model, str | os.PathLike):

@@ -25,3 +25,5 @@ class VerificationError(OnnxMeshError):
 
 class CompilerDefect(OnnxMeshError):
     """A pass broke an invariant: a defect of onnxmesh, never of the model."""
+
+    code = "OM9001"

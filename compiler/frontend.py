@@ -69,7 +69,7 @@ def _prepared(model: ir.Model) -> ir.Model:
     try:
         common.InlinePass()(model)
     except Exception as error:
-        raise ModelError(f"the model's functions cannot be inlined: {_one_line(error)}") from error
+        raise ModelError(f"the model's functions cannot be inlined: {_one_line(error)}", code="OM1011") from error
     for node in model.graph.all_nodes():
         if node.domain == "ai.onnx":
             node.domain = ""
@@ -87,18 +87,18 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise ModelError(f"there is no file '{path}'") from None
+        raise ModelError(f"there is no file '{path}'", code="OM1001") from None
     except IsADirectoryError:
         found = sorted(p.name for p in path.glob("*.onnx"))
         hint = f"it holds {', '.join(found)}" if found else "give the path of an .onnx file"
-        raise ModelError(f"'{path}' is a folder", hint=hint) from None
+        raise ModelError(f"'{path}' is a folder", hint=hint, code="OM1002") from None
     except OSError as error:
-        raise ModelError(f"'{path}' cannot be read: {error.strerror}") from None
+        raise ModelError(f"'{path}' cannot be read: {error.strerror}", code="OM1002") from None
 
 
 def _parse(data: bytes, name: str) -> onnx.ModelProto:
     if not data:
-        raise ModelError(f"{name} is empty", hint="export the model again, or copy it again")
+        raise ModelError(f"{name} is empty", hint="export the model again, or copy it again", code="OM1003")
     try:
         return onnx.ModelProto.FromString(data)
     except DecodeError:
@@ -107,8 +107,11 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
         raise ModelError(
             f"{name} is larger than 2 GiB, which protobuf cannot read",
             hint="save it with external data: onnx.save(..., save_as_external_data=True)",
+            code="OM1004",
         )
-    raise ModelError(f"{name} is not an ONNX model, or was cut short", hint="is the copy or the download complete?")
+    raise ModelError(
+        f"{name} is not an ONNX model, or was cut short", hint="is the copy or the download complete?", code="OM1003"
+    )
 
 
 def _from_proto(proto: onnx.ModelProto, name: str, folder: Path | None) -> ir.Model:
@@ -116,9 +119,11 @@ def _from_proto(proto: onnx.ModelProto, name: str, folder: Path | None) -> ir.Mo
     missing = [f for f in ("graph", "ir_version", "opset_import") if not _has(proto, f)]
     if missing or not (proto.graph.node or proto.graph.output):
         lacks = f"it has no {missing[0]}" if missing else "its graph is empty"
-        raise ModelError(f"{name} is not an ONNX model, or was cut short: {lacks}", hint="is the copy complete?")
+        raise ModelError(
+            f"{name} is not an ONNX model, or was cut short: {lacks}", hint="is the copy complete?", code="OM1003"
+        )
     if not proto.graph.output:
-        raise ModelError(f"{name} has no outputs", hint="was it cut short?")
+        raise ModelError(f"{name} has no outputs", hint="was it cut short?", code="OM1003")
     try:
         for tensor in _inline_tensors(proto.graph):
             _check_inline(tensor, name)
@@ -127,12 +132,13 @@ def _from_proto(proto: onnx.ModelProto, name: str, folder: Path | None) -> ir.Mo
     except ModelError:
         raise
     except Exception as error:  # names that are not text, types that do not exist, ...
-        raise ModelError(f"{name} is not a valid ONNX model: {_one_line(error)}") from error
+        raise ModelError(f"{name} is not a valid ONNX model: {_one_line(error)}", code="OM1005") from error
     for external in _external(model):
         if folder is None:
             raise ModelError(
                 f"tensor '{external.name}' lies in '{external.location}', but the model has no folder",
                 hint="give the path of the .onnx file, or load the external data first",
+                code="OM1009",
             )
         external.base_dir = str(folder)
     return model
@@ -163,6 +169,7 @@ def _check_inline(tensor: onnx.TensorProto, name: str) -> None:
             f"{name}: tensor '{tensor.name}' of shape {list(tensor.dims)} needs {expected} bytes, "
             f"but has {len(tensor.raw_data)}",
             hint="is the copy complete?",
+            code="OM1006",
         )
 
 
@@ -175,19 +182,23 @@ def _check(proto: onnx.ModelProto) -> None:
         raise ModelError(
             f"the model has IR version {proto.ir_version}; the installed onnx reads up to {onnx.IR_VERSION}",
             hint="upgrade onnx",
+            code="OM1007",
         )
     opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), LIFTED_OPSET)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ModelError(
             f"the model has opset {opset}; supported are {OLDEST_OPSET} to {NEWEST_OPSET}",
             hint="convert it with onnx.version_converter, or export it again",
+            code="OM1008",
         )
     if opset > onnx.defs.onnx_opset_version():
         return  # the installed checker does not know this opset
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
-        raise ModelError(f"the model is not valid: {_one_line(error)}", hint="onnx.checker refuses it") from error
+        raise ModelError(
+            f"the model is not valid: {_one_line(error)}", hint="onnx.checker refuses it", code="OM1005"
+        ) from error
 
 
 def _light(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -272,19 +283,21 @@ def check_external_data(model: ir.Model) -> None:
         location = os.fspath(tensor.location)
         where = f"tensor '{tensor.name}' lies in '{location}'"
         if not location:
-            raise ModelError(f"tensor '{tensor.name}' is external, but names no file")
+            raise ModelError(f"tensor '{tensor.name}' is external, but names no file", code="OM1009")
         if location not in sizes:
             sizes[location] = _external_size(tensor, where)
         offset, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
         if length < tensor.nbytes or offset < 0:
             raise ModelError(
                 f"{where} with {length} bytes at offset {offset}, but {tensor.dtype}{tensor.shape} needs "
-                f"{tensor.nbytes}"
+                f"{tensor.nbytes}",
+                code="OM1006",
             )
         if offset + length > sizes[location]:
             raise ModelError(
                 f"{where} at bytes {offset} to {offset + length}, but the file has {sizes[location]}",
                 hint="is the copy or the download complete?",
+                code="OM1006",
             )
 
 
@@ -295,14 +308,18 @@ def _external_size(tensor: ir.ExternalTensor, where: str) -> int:
     path = folder / location
     if os.path.isabs(location) or not path.resolve().is_relative_to(folder):
         raise ModelError(
-            f"{where}, outside the model's folder '{folder}'", hint="put the file beside the model, not a link to it"
+            f"{where}, outside the model's folder '{folder}'",
+            hint="put the file beside the model, not a link to it",
+            code="OM1010",
         )
     try:
         status = path.stat()
     except OSError:
-        raise ModelError(f"{where}, but '{path}' does not exist", hint="put the file beside the model") from None
+        raise ModelError(
+            f"{where}, but '{path}' does not exist", hint="put the file beside the model", code="OM1009"
+        ) from None
     if not path.is_file():
-        raise ModelError(f"{where}, which is not a file")
+        raise ModelError(f"{where}, which is not a file", code="OM1009")
     return status.st_size
 
 
@@ -332,10 +349,11 @@ def check_nodes(model: ir.Model) -> None:
             raise ModelError(
                 f"node '{node.name}' is {node.domain}::{node.op_type}; the domain '{node.domain}' is unknown",
                 hint="supported are ONNX's domains, com.microsoft, and functions that the model itself defines",
+                code="OM1012",
             )
         for attribute in node.attributes.values():
             if isinstance(attribute.value, bytes):
-                raise ModelError(f"the attribute '{attribute.name}' of node '{node.name}' is not text")
+                raise ModelError(f"the attribute '{attribute.name}' of node '{node.name}' is not text", code="OM1013")
 
 
 def lift(model: ir.Model) -> ir.Model:
@@ -359,6 +377,7 @@ def lift(model: ir.Model) -> ir.Model:
         raise ModelError(
             f"the model's opset {opset} cannot be lifted to {LIFTED_OPSET}: {_one_line(error)}",
             hint=f"export it with opset {LIFTED_OPSET} or later",
+            code="OM1008",
         ) from error
     wanted = [v.name for v in model.graph.inputs]
     for value in list(lifted.graph.inputs):

@@ -21,6 +21,7 @@ from onnxmesh.compiler.ir import recipe as recipes
 from onnxmesh.compiler.ir.loose import is_loose
 from onnxmesh.compiler.ir.view import shape_of
 from onnxmesh.compiler.ops.collectives import COLLECTIVES
+from onnxmesh.compiler.reason import Reason
 from onnxmesh.passes.graph.constants import recipe_of
 from onnxmesh.passes.graph.infer import DOMAIN, label
 from onnxmesh.passes.graph.match import Finding
@@ -109,6 +110,7 @@ def _compare(ours: ir.Graph, theirs: ir.Graph, rank: int) -> None:
             raise ModelError(
                 f"the graphs of rank 0 and rank {rank} differ: {mine} in one, {other} in the other",
                 hint="files of several ranks may differ in the numbers of their weights only",
+                code="OM1401",
             )
 
 
@@ -165,14 +167,18 @@ def settled(
     nodes = [(node, found) for node in model.graph.all_nodes() if (found := said(node)) is not None]
     known = {str(value.name) for value in model.graph.inputs}
     if unknown := sorted(set(inputs) - known):
-        raise ModelError(f"the model has no input '{unknown[0]}'", hint=f"its inputs are {', '.join(sorted(known))}")
+        raise ModelError(
+            f"the model has no input '{unknown[0]}'", hint=f"its inputs are {', '.join(sorted(known))}", code="OM1201"
+        )
     if not nodes and files == 1:
         if set(inputs):
-            raise ModelError("the model is for one rank: none of its inputs can be each rank's own")
+            raise ModelError("the model is for one rank: none of its inputs can be each rank's own", code="OM1406")
         return None
     for node, _ in nodes:
         if node.graph is not model.graph:
-            raise ModelError(f"{label(node)} stands inside of a branch or loop", hint="collectives may not")
+            raise ModelError(
+                f"{label(node)} stands inside of a branch or loop", hint="collectives may not", code="OM1405"
+            )
     ranks = _ranks([found for _, found in nodes], mesh, files)
     inner = _mesh(ranks, mesh, [found.groups for _, found in nodes])
     for node, found in nodes:
@@ -195,15 +201,20 @@ def _ranks(nodes: Sequence[Said], mesh: Mesh, files: int) -> int:
     named = max((rank + 1 for found in nodes for group in found.groups for rank in group), default=0)
     if len(said) > 1 or named > min(said, default=named):
         counts = ", ".join(map(str, sorted(said | {named} - {0})))
-        raise ModelError(f"the model's files and collectives are for different numbers of ranks: {counts}")
+        raise ModelError(
+            f"the model's files and collectives are for different numbers of ranks: {counts}", code="OM1402"
+        )
     ranks = next(iter(said), named or asked)
     if asked not in (1, ranks):
         raise ModelError(
             f"the model is for {ranks} ranks already, but tp * cp is {asked}",
             hint="leave --tp and --cp out; --dp may be added",
+            code="OM1402",
         )
     if ranks == 1:
-        raise ModelError("the model holds collectives, but does not say of how many ranks", hint="give --tp N")
+        raise ModelError(
+            "the model holds collectives, but does not say of how many ranks", hint="give --tp N", code="OM1402"
+        )
     return ranks
 
 
@@ -229,6 +240,7 @@ def _axes(node: ir.Node, found: Said, mesh: Mesh) -> list[str]:
     raise ModelError(
         f"{label(node)}: the groups {[list(group) for group in found.groups]} are on no axis of the mesh {mesh}",
         hint="groups must be neighbours, or ranks one group apart, of equal sizes, and hold every rank",
+        code="OM1403",
     )
 
 
@@ -243,7 +255,9 @@ def localise(model: ir.Model, imported: Imported) -> list[Finding]:
     findings = [_output(graph, index, axes) for index, axes in _uneven_outputs(graph, (*inputs, *weights), imported)]
     for value in inputs:
         if not shape_of(value):
-            raise ModelError(f"input '{value.name}' is a single number: the ranks' own have no dim to lie along")
+            raise ModelError(
+                f"input '{value.name}' is a single number: the ranks' own have no dim to lie along", code="OM1406"
+            )
         value.meta["global_shape"], value.meta["spec"] = _joined(value, imported.axes)
     for value in weights:
         _own_piece(graph, value, imported)
@@ -330,7 +344,8 @@ def _output(graph: ir.Graph, index: int, axes: Sequence[tuple[str, int]]) -> Fin
     """An output that differs is the ranks' own, one after another along dim 0."""
     value = graph.outputs[index]
     if is_loose(value):
-        return Finding("sharded elsewhere", str(value.name), False, "it may differ from rank to rank: it is rank 0's")
+        theirs = Reason("it may differ from rank to rank: it is rank 0's", "OM2304")
+        return Finding("sharded elsewhere", str(value.name), False, theirs)
     name, ranks = str(value.meta.get("output_name", value.name)), prod(size for _, size in axes)
     copy = ir.node("Reshape", [value], domain=DOMAIN, name=f"{value.name}.ranks")
     made = copy.outputs[0]

@@ -18,6 +18,7 @@ from onnxmesh.compiler.ir.loose import HINT, onnx_op
 from onnxmesh.compiler.ops.collectives import COLLECTIVES
 from onnxmesh.compiler.options import Options
 from onnxmesh.compiler.predict import Survey, Timing
+from onnxmesh.compiler.reason import Reason, code_of
 from onnxmesh.compiler.report_origins import origins, placement_by_axis
 from onnxmesh.passes.graph.match import Finding
 from onnxmesh.passes.graph.provenance import origin
@@ -34,7 +35,7 @@ from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Placement, Shard, local_shape, text
 from onnxmesh.runtime.plan import Collective, Control, Launch, Plan, Port, Program, Spec
 
-FORMAT = 1
+FORMAT = 2
 _STRATEGIES = {
     ("cp", "s"): "allgather",
     ("cp", "h"): "ulysses",
@@ -92,7 +93,8 @@ def build_report(
         "fallback": list(_fallback(plan.programs[0])),
         "uneven": _uneven(plan, placed),
         "patterns": [
-            {"pattern": f.pattern, "node": f.node, "found": f.found, "reason": f.reason} for f in findings
+            {"pattern": f.pattern, "node": f.node, "found": f.found, "reason": f.reason, "code": code_of(f.reason)}
+            for f in findings
         ],
     }  # fmt: skip
 
@@ -223,24 +225,27 @@ def _time(timing: Timing, survey: Survey) -> Json:
 
 def _warnings(
     graph: ir.Graph, timing: Timing, survey: Survey, ranks: int, options: Options, stays: Sequence[Stays] | None
-) -> list[str]:
-    found = []
+) -> list[Json]:
+    found: list[Reason] = []
     if ranks > 1 and timing.total >= survey.microseconds:
-        found.append(
+        words = (
             f"{ranks} ranks are predicted slower than one device: {timing.total:.0f} us against "
             f"{survey.microseconds:.0f} us (the model is small for them, or the ranks wait for each other)"
         )
+        found.append(Reason(words, "OM2501"))
     hints = Counter(str(node.meta[HINT]) for node in graph if HINT in node.meta)
     for hint, count in hints.items():
         nodes = "a node is" if count == 1 else f"{count} nodes are"
-        found.append(f"{nodes} computed by every rank, since what decides a shape is data: {hint}")
+        words = f"{nodes} computed by every rank, since what decides a shape is data: {hint}"
+        found.append(Reason(words, "OM2503"))
     if stays is None:
-        found.append(f"the model computes in half precision already; {options.precision} was asked for in vain")
-    return found
+        words = f"the model computes in half precision already; {options.precision} was asked for in vain"
+        found.append(Reason(words, "OM2502"))
+    return [{"code": reason.code, "reason": str(reason)} for reason in found]
 
 
 def _precision(options: Options, stays: Sequence[Stays] | None) -> Json:
-    kept = [{"node": item.node, "op": item.op, "reason": item.reason} for item in stays or ()]
+    kept = [{"node": item.node, "op": item.op, "reason": item.reason, "code": "OM2401"} for item in stays or ()]
     return {"asked": options.precision, "kept": kept}
 
 
@@ -347,6 +352,7 @@ def _replicated(placed: Placed) -> Iterator[Json]:
                 "node": origin(node),
                 "op": onnx_op(node),
                 "reason": reason,
+                "code": code_of(reason),
                 "microseconds": round(times[node], 3),
                 "share": share(times[node], total),
                 "flops": cost.flops(placed.views[node]),
@@ -362,7 +368,7 @@ def _fallback(program: Program, within: str = "") -> Iterator[Json]:
         elif isinstance(item, Launch) and item.kernel == REFERENCE:
             attrs = item.attrs
             op = f"{attrs['domain']}::{attrs['op_type']}" if attrs["domain"] else attrs["op_type"]
-            yield {"node": f"{within}{item.node}", "op": op, "version": attrs["version"]}
+            yield {"node": f"{within}{item.node}", "op": op, "version": attrs["version"], "code": "OM2106"}
 
 
 # --- pieces that do not divide ------------------------------------------------------------------------------
@@ -393,6 +399,7 @@ def _copies(axis: str, ranks: int, name: str, what: str, cut: Placement) -> Iter
             "dim": cut.dim,
             "placement": cut.text(ranks),
             "reason": _why_uneven(cut, ranks, _unit(what, cut.dim)),
+            "code": "OM2201",
         }
 
 

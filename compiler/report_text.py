@@ -61,7 +61,9 @@ def _head(report: Report) -> str:
         f"Mesh {mesh}: {report['ranks']} ranks. The model: {model['nodes']} nodes, {_flops(model['flops'])}, "
         f"weights {size(model['weight_bytes'])}."
     )
-    return "\n".join([_wrap(line), *(_wrap(f"warning: {text}") for text in report["warnings"])])
+    return "\n".join(
+        [_wrap(line), *(_wrap(f"warning[{item['code']}]: {item['reason']}") for item in report["warnings"])]
+    )
 
 
 def _wrap(text: str) -> str:

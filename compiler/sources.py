@@ -33,9 +33,13 @@ def _read(tensor: ir.ExternalTensor) -> np.ndarray:
             file.seek(tensor.offset or 0)
             got = _fill(file, array.reshape(-1).view(np.uint8).data)
     except OSError as error:
-        raise ModelError(f"tensor {tensor.name!r}: {tensor.location} cannot be read: {error.strerror}") from error
+        raise ModelError(
+            f"tensor {tensor.name!r}: {tensor.location} cannot be read: {error.strerror}", code="OM1006"
+        ) from error
     if got != prod(shape) * dtype.itemsize:
-        raise ModelError(f"tensor {tensor.name!r}: {tensor.location} ends early", hint="is the file truncated?")
+        raise ModelError(
+            f"tensor {tensor.name!r}: {tensor.location} ends early", hint="is the file truncated?", code="OM1006"
+        )
     return array
 
 

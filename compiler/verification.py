@@ -59,7 +59,8 @@ class Verification:
             worst = max(wrong, key=lambda item: item.error)
             raise VerificationError(
                 f"{len(wrong)} of {len(self.outputs)} outputs differ from {self.reference}; the worst is "
-                f"{worst.name!r}: {worst.note or f'relative error {worst.error:.3g}, allowed {worst.tolerance:g}'}"
+                f"{worst.name!r}: {worst.note or f'relative error {worst.error:.3g}, allowed {worst.tolerance:g}'}",
+                code="OM6001",
             )
 
 
@@ -89,7 +90,7 @@ def verify(
     used, expected = reference(model, {**bound_values(plan.programs[0]), **feeds})
     if missing := sorted(set(names) - set(expected)):
         raise VerificationError(
-            f"the model has no output {missing[0]!r}", hint=f"its outputs are {', '.join(expected)}"
+            f"the model has no output {missing[0]!r}", hint=f"its outputs are {', '.join(expected)}", code="OM6003"
         )
     limit = tolerance if tolerance is not None else default_tolerance(plan)
     rows = (row for name, ours in zip(names, outputs) for row in compare_values(name, ours, expected[name], limit))
@@ -159,7 +160,9 @@ def reference(model: Path, feeds: Arrays) -> tuple[str, dict[str, np.ndarray]]:
         return _with_reference(model, feeds)
     except Exception as error:
         second = " ".join(str(error).split())
-    raise VerificationError(f"nothing can run the model whole: ONNX Runtime: {first}; onnx.reference: {second}")
+    raise VerificationError(
+        f"nothing can run the model whole: ONNX Runtime: {first}; onnx.reference: {second}", code="OM6002"
+    )
 
 
 def _with_runtime(model: Path, feeds: Arrays) -> tuple[str, dict[str, np.ndarray]]:

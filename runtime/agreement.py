@@ -61,7 +61,7 @@ def agree(comm: Communicator, facts: Facts, put: Move = _stay, get: Move = _stay
 def require(everyone: Sequence[Facts]) -> None:
     """Raise PlanError, as `agree` does, unless the facts of all ranks, in their order, are the same."""
     if any(facts != everyone[0] for facts in everyone):
-        raise PlanError(f"the ranks do not run the same: {differences(everyone)}")
+        raise PlanError(f"the ranks do not run the same: {differences(everyone)}", code="OM4202")
 
 
 def differences(everyone: Sequence[Facts]) -> str:

@@ -122,7 +122,7 @@ class Binding:
         array = session.checked(port, value, "output")
         if not session.device.holds(array) or array.shape != own:
             what = f"has the shape {list(own)} on this rank" if array.shape != own else "is made on the GPU"
-            raise InvalidArgument(f"output {port.name!r} {what}: the array given does not fit")
+            raise InvalidArgument(f"output {port.name!r} {what}: the array given does not fit", code="OM5003")
         return array
 
     def _is_direct(self, rank: int, port: Port) -> bool:

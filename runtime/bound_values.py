@@ -33,6 +33,7 @@ def check_bound(values: Mapping[str, np.ndarray], feeds: Mapping[str, Any]) -> d
             raise InvalidArgument(
                 f"input {name!r} was bound to {_text(bound)} when the plan was compiled, but is given {_text(given)}",
                 hint=f"leave it out, or compile again with --value {name}=...",
+                code="OM5004",
             )
     return {name: value for name, value in feeds.items() if name not in values}
 

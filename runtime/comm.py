@@ -57,13 +57,19 @@ _UFUNCS = {"sum": np.add, "avg": np.add, "prod": np.multiply, "min": np.minimum,
 class ReductionNotDefined(RunError, TypeError):
     """This reduce op has no meaning for this dtype (see `REDUCTIONS`)."""
 
+    code = "OM5104"
+
 
 class CollectiveMismatch(RunError):
     """Two ranks met with different collectives, shapes or dtypes; the program differs between ranks."""
 
+    code = "OM5103"
+
 
 class CollectiveTimeout(RunError, TimeoutError):
     """Some ranks of a group did not arrive at a collective in time."""
+
+    code = "OM5102"
 
     def __init__(self, call: Call, missing: Sequence[int], seconds: float) -> None:
         self.call = call
@@ -77,6 +83,8 @@ class CollectiveTimeout(RunError, TimeoutError):
 
 class PeerFailed(RunError):
     """Another rank failed, so this collective cannot end; carries that rank and its error's text."""
+
+    code = "OM5101"
 
     def __init__(self, rank: int, error: str) -> None:
         self.rank = rank

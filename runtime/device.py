@@ -88,7 +88,7 @@ class HostDevice(Device):
 
     def running(self, stream: Any = None, *, first: bool = False) -> AbstractContextManager[None]:
         if stream is not None:
-            raise InvalidArgument("a session on the CPU has no streams", hint="leave stream= out")
+            raise InvalidArgument("a session on the CPU has no streams", hint="leave stream= out", code="OM5009")
         return nullcontext()
 
     def agree(self, communicator: Communicator, facts: agreement.Facts) -> None:
@@ -114,7 +114,7 @@ class HostDevice(Device):
         try:
             return np.asarray(value)
         except Exception as error:  # a tensor of another library, with errors of its own
-            raise InvalidArgument(f"not an array of the CPU: {' '.join(str(error).split())}") from error
+            raise InvalidArgument(f"not an array of the CPU: {' '.join(str(error).split())}", code="OM5009") from error
 
     def holds(self, array: Array) -> bool:
         return isinstance(array, np.ndarray)

@@ -104,7 +104,7 @@ def examine(*, measure: bool = True, profile: str | None = None) -> Json:
         warnings.simplefilter("ignore")  # CuPy's, of what is told here anyway
         gpus, reason = _gpus()
     if profile is not None and not gpus:
-        raise RunError(f"a device profile is measured on a GPU, and there is none: {reason}")
+        raise RunError(f"a device profile is measured on a GPU, and there is none: {reason}", code="OM5202")
     found: Json = {
         "format": FORMAT,
         "host": _host(),
@@ -295,7 +295,9 @@ def _measured(what: str, ranks: int) -> Json:
             codes = [process.returncode for process in processes]
             if any(codes):
                 rank = next(rank for rank, code in enumerate(codes) if code)
-                raise RunError(f"rank {rank} of the measurement failed: {_last_line(Path(folder) / f'{rank}.log')}")
+                raise RunError(
+                    f"rank {rank} of the measurement failed: {_last_line(Path(folder) / f'{rank}.log')}", code="OM5204"
+                )
             return dict(json.loads(output.read_text()))
         finally:
             for process in processes:
@@ -318,7 +320,9 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], end: float) -> None:
             time.sleep(2.0)  # the others end by themselves, and say more
             return
         if time.monotonic() > end:
-            raise RunError("the measurement did not end in time", hint="NCCL_DEBUG=INFO says what NCCL waits for")
+            raise RunError(
+                "the measurement did not end in time", hint="NCCL_DEBUG=INFO says what NCCL waits for", code="OM5204"
+            )
         time.sleep(0.05)
 
 
@@ -344,4 +348,4 @@ def _write_profile(path: str, rows: Mapping[str, Any], found: Mapping[str, Any])
     try:
         Path(path).write_text(json.dumps(profile.to_json(), indent=1) + "\n")
     except OSError as error:
-        raise RunError(f"'{path}' cannot be written: {error.strerror}") from error
+        raise RunError(f"'{path}' cannot be written: {error.strerror}", code="OM5010") from error

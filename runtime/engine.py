@@ -190,7 +190,7 @@ class Engine:
             error.args = (f"{self._describe(index, item)}: {error.args[0]}", *error.args[1:])
             raise
         except Exception as error:
-            raise RunError(f"{self._describe(index, item)}: {type(error).__name__}: {error}") from error
+            raise RunError(f"{self._describe(index, item)}: {type(error).__name__}: {error}", code="OM5110") from error
 
     def _store(self, buffer: Array, result: Array) -> None:
         if result.shape != buffer.shape or result.dtype != buffer.dtype:

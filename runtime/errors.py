@@ -22,14 +22,19 @@ class OnnxMeshError(Exception):
 
     Attributes:
         hint: a second line that says what to try, or an empty string.
+        code: the stable code, such as `OM1203`, under which `onnxmesh explain` says more (docs/codes.md).
         exit_code: the exit status of the command line.
     """
 
     exit_code = 1
+    code = ""
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", code: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        self.code = code or type(self).code
+        if self.code:
+            self.add_note(f"onnxmesh explain {self.code}")
 
     def __str__(self) -> str:
         return f"{self.args[0]} (hint: {self.hint})" if self.hint else str(self.args[0])

@@ -45,6 +45,7 @@ def read_inputs(path: str | Path, ports: Sequence[Port]) -> Arrays:
         raise InvalidArgument(
             f"'{path}' is not a readable input" if path.exists() else f"there is no file '{path}'",
             hint="give an .npz file, or a folder of .npy or .pb files",
+            code="OM5005",
         )
     declared = {port.name: port for port in ports}
     values = from_files(found, [port for port in ports if port.is_loose])
@@ -78,7 +79,7 @@ def write_outputs(path: str | Path, arrays: Mapping[str, Any], *, proto: bool = 
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "free some space, or choose another disk" if full else ""
-        raise RunError(f"'{path}' cannot be written: {error.strerror or error}", hint=hint) from error
+        raise RunError(f"'{path}' cannot be written: {error.strerror or error}", hint=hint, code="OM5010") from error
 
 
 def is_proto_folder(path: str | Path | None) -> bool:
@@ -88,7 +89,9 @@ def is_proto_folder(path: str | Path | None) -> bool:
 
 def _random(port: Port, below: int, rng: np.random.Generator) -> np.ndarray:
     if port.is_loose:
-        raise InvalidArgument(f"there are no random inputs for '{port.name}', a {port.dtype}", hint="give --inputs")
+        raise InvalidArgument(
+            f"there are no random inputs for '{port.name}', a {port.dtype}", hint="give --inputs", code="OM5006"
+        )
     kind = dtype(port.dtype)
     if kind == np.bool_ or np.issubdtype(wider(kind), np.integer):
         return rng.integers(0, 2 if kind == np.bool_ else below, port.shape).astype(kind)
@@ -110,18 +113,18 @@ def _read_npz(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
-                raise InvalidArgument(f"'{path}' is not an .npz file")
+                raise InvalidArgument(f"'{path}' is not an .npz file", code="OM5005")
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
-        raise InvalidArgument(f"there is no file '{path}'") from None
+        raise InvalidArgument(f"there is no file '{path}'", code="OM5005") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidArgument(f"'{path}' cannot be read: {error}") from error
+        raise InvalidArgument(f"'{path}' cannot be read: {error}", code="OM5005") from error
 
 
 def _read_folder(folder: Path, ports: Sequence[Port]) -> Arrays:
     files = sorted(p for p in folder.iterdir() if p.suffix in (".npy", ".pb"))
     if not files and ports:
-        raise InvalidArgument(f"'{folder}' holds no .npy and no .pb files")
+        raise InvalidArgument(f"'{folder}' holds no .npy and no .pb files", code="OM5005")
     named = {_file_name(port.name): port.name for port in ports}
     named |= {f"input_{i}": port.name for i, port in enumerate(ports) if f"input_{i}" not in named}
     types = {port.name: port.dtype for port in ports}
@@ -137,7 +140,7 @@ def _read_npy(path: Path) -> np.ndarray:
     try:
         return np.asarray(np.load(path, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
-        raise InvalidArgument(f"'{path}' cannot be read: {error}") from error
+        raise InvalidArgument(f"'{path}' cannot be read: {error}", code="OM5005") from error
 
 
 def _read_pb(path: Path, kind: str) -> tuple[str, Any]:
@@ -152,7 +155,7 @@ def _read_pb(path: Path, kind: str) -> tuple[str, Any]:
         message = proto.FromString(path.read_bytes())
         return message.name, read(message)
     except Exception as error:  # protobuf's own errors share no base class
-        raise InvalidArgument(f"'{path}' cannot be read as a {proto.__name__}: {error}") from error
+        raise InvalidArgument(f"'{path}' cannot be read as a {proto.__name__}: {error}", code="OM5005") from error
 
 
 # --- writing ------------------------------------------------------------------------------------------------

@@ -282,7 +282,9 @@ class _MpiJob(Job):
         try:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library was found
-            raise RunError(f"MPI is not available: {error}", hint="pip install 'onnxmesh[mpi]'") from error
+            raise RunError(
+                f"MPI is not available: {error}", hint="pip install 'onnxmesh[mpi]'", code="OM5109"
+            ) from error
         self._world: Any = MPI.COMM_WORLD
         self.rank, self.size = self._world.rank, self._world.size
 
@@ -332,6 +334,7 @@ def check_size(mesh: Mesh, job: Job) -> None:
         raise PlanError(
             f"the plan is for the mesh {mesh} of {mesh.size} ranks, but {job.launcher} started {job.size}",
             hint=f"start {mesh.size}, as with mpirun -n {mesh.size}",
+            code="OM4201",
         )
 
 

@@ -146,7 +146,9 @@ class NcclGroups:
     def _connect(self, group: tuple[int, ...]) -> Any:
         store = self.world.store
         if self._given or store is None:
-            raise RunError(f"there is no communicator for ranks {group} among those made from the given one")
+            raise RunError(
+                f"there is no communicator for ranks {group} among those made from the given one", code="OM5111"
+            )
         nccl = import_nccl()
         key, position = f"nccl/{','.join(map(str, group))}", group.index(self.world.rank)
         if position == 0:
@@ -156,7 +158,7 @@ class NcclGroups:
                 identity = bytes.fromhex(store.get(key, f"rank {group[0]}"))
                 return nccl.NcclCommunicator(len(group), identity, position)
         except nccl.NcclError as error:
-            raise RunError(f"NCCL cannot connect ranks {group}: {error}") from error
+            raise RunError(f"NCCL cannot connect ranks {group}: {error}", code="OM5203") from error
 
     def _hear(self, failure: PeerFailed) -> None:
         if failure.rank != self.world.rank:  # its own it knows better
@@ -184,7 +186,11 @@ class NcclGroups:
 
     def _give_up(self, seconds: float) -> None:
         text = f"rank {self.world.rank} waited {seconds:g} s {self.where()}"
-        error = RunError(text, hint="another rank hangs or has left the program; if it is only slow, raise the timeout")
+        error = RunError(
+            text,
+            hint="another rank hangs or has left the program; if it is only slow, raise the timeout",
+            code="OM5102",
+        )
         silent = self.world.store.fail(error, waited=True) if self.world.store is not None else []
         if silent:
             error.args = (f"{text}; {no_sign(silent)}",)
@@ -348,7 +354,7 @@ class NcclCommunicator(Scoped, Communicator):
         store = self.groups.world.store
         if store is not None and not isinstance(error, PeerFailed):
             store.fail(error)
-        self.groups.abort(error if isinstance(error, Exception) else RunError(repr(error)))
+        self.groups.abort(error if isinstance(error, Exception) else RunError(repr(error), code="OM5110"))
 
     def _group(self, axis: Axis) -> tuple[int, ...]:
         return resolve_group(self.mesh, self.rank, axis)

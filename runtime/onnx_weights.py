@@ -32,7 +32,7 @@ def onnx_fetch(model_path: str | Path) -> Callable[[str], np.ndarray]:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own errors share no base class
-        raise PlanError(f"{path}: not a readable ONNX model: {error}") from error
+        raise PlanError(f"{path}: not a readable ONNX model: {error}", code="OM4103") from error
     tensors = {
         **_within(model.graph),
         **{tensor.name: tensor for tensor in model.graph.initializer},
@@ -41,7 +41,9 @@ def onnx_fetch(model_path: str | Path) -> Callable[[str], np.ndarray]:
 
     def fetch(name: str) -> np.ndarray:
         if name not in tensors:
-            raise PlanError(f"{path}: has no initialiser {name!r}", hint="is it the model that was compiled?")
+            raise PlanError(
+                f"{path}: has no initialiser {name!r}", hint="is it the model that was compiled?", code="OM4101"
+            )
         return _read(tensors[name], path)
 
     return fetch
@@ -82,7 +84,9 @@ def _read(tensor: Any, model_path: Path) -> np.ndarray:
 def _inside(folder: Path, location: str, name: str) -> Path:
     path = (folder / location).resolve()
     if not location or not path.is_relative_to(folder):
-        raise PlanError(f"initialiser {name!r}: external data {location!r} lies outside of the model's folder")
+        raise PlanError(
+            f"initialiser {name!r}: external data {location!r} lies outside of the model's folder", code="OM4103"
+        )
     return path
 
 
@@ -94,17 +98,21 @@ def _read_slice(tensor: Any, path: Path, offset: int, length: str | None) -> np.
     array = np.empty(-(-prod(shape) * bits // 8), np.uint8) if bits else np.empty(shape, kind)
     view = array.reshape(-1).view(np.uint8).data
     if length is not None and int(length) != len(view):
-        raise PlanError(f"initialiser {tensor.name!r}: {length} bytes of external data for {kind}{list(shape)}")
+        raise PlanError(
+            f"initialiser {tensor.name!r}: {length} bytes of external data for {kind}{list(shape)}", code="OM4103"
+        )
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(offset)
             while len(view):
                 count = file.readinto(view)
                 if not count:
-                    raise PlanError(f"initialiser {tensor.name!r}: {path} ends too early")
+                    raise PlanError(f"initialiser {tensor.name!r}: {path} ends too early", code="OM4103")
                 view = view[count:]
     except OSError as error:
-        raise PlanError(f"initialiser {tensor.name!r}: {path} cannot be read: {error.strerror}") from error
+        raise PlanError(
+            f"initialiser {tensor.name!r}: {path} cannot be read: {error.strerror}", code="OM4103"
+        ) from error
     return _unpacked(array, bits, kind, shape) if bits else array
 
 

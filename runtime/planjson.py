@@ -48,18 +48,20 @@ def parse(data: bytes) -> tuple[Plan, str]:
     try:
         body = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
-        raise PlanError(f"plan.json is not JSON: {error}") from error
+        raise PlanError(f"plan.json is not JSON: {error}", code="OM4003") from error
     if not isinstance(body, dict):
-        raise PlanError("plan.json holds no plan")
+        raise PlanError("plan.json holds no plan", code="OM4003")
     version = body.get("version")
     _check_version(version)
     stated = body.pop("digest", None)
     if stated != _digest(body) or data != _layout({**body, "digest": stated}).encode():
-        raise PlanError("plan.json is damaged: its digest does not match", hint="compile the model again")
+        raise PlanError(
+            "plan.json is damaged: its digest does not match", hint="compile the model again", code="OM4002"
+        )
     try:
         return _plan_from_json(_from_older(body))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise PlanError(f"plan.json: {error}") from error
+        raise PlanError(f"plan.json: {error}", code="OM4003") from error
 
 
 def canonical(value: Any) -> str:
@@ -73,11 +75,12 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 def _check_version(version: Any) -> None:
     if type(version) is not int or version < 1:
-        raise PlanError(f"plan.json holds no version, but {version!r}")
+        raise PlanError(f"plan.json holds no version, but {version!r}", code="OM4003")
     if version > VERSION:
         raise PlanError(
             f"plan version {version} is newer than this onnxmesh understands ({VERSION})",
             hint="upgrade onnxmesh, or compile the model again",
+            code="OM4004",
         )
 
 
@@ -163,7 +166,7 @@ def plain(value: Any) -> Any:
         return value.item()
     if hasattr(value, "tolist"):
         return plain(value.tolist())
-    raise PlanError(f"a plan cannot hold {value!r}")
+    raise PlanError(f"a plan cannot hold {value!r}", code="OM4009")
 
 
 def _int(value: Any) -> int:

@@ -235,10 +235,12 @@ def load(path: str | os.PathLike[str]) -> DeviceProfile:
     try:
         return DeviceProfile.from_json(json.loads(Path(path).read_text()))
     except OSError as error:
-        raise InvalidArgument(f"device profile '{path}': {error.strerror}") from error
+        raise InvalidArgument(f"device profile '{path}': {error.strerror}", code="OM5205") from error
     except ValueError as error:
         raise InvalidArgument(
-            f"'{path}' is not a device profile: {error}", hint="onnxmesh doctor --profile FILE measures one"
+            f"'{path}' is not a device profile: {error}",
+            hint="onnxmesh doctor --profile FILE measures one",
+            code="OM5205",
         ) from error
 
 

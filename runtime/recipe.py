@@ -30,7 +30,7 @@ def evaluate(recipe: Mapping[str, Any], fetch: Fetch) -> np.ndarray:
     try:
         return _evaluate(recipe, fetch)
     except (ValueError, TypeError, IndexError) as error:
-        raise PlanError(f"recipe does not fit the model's weights: {error}") from error
+        raise PlanError(f"recipe does not fit the model's weights: {error}", code="OM4102") from error
 
 
 def evaluate_shard(
@@ -72,12 +72,14 @@ def sources(recipe: Mapping[str, Any]) -> list[str]:
 def validate(recipe: Any, depth: int = 0) -> None:
     """Raise PlanError unless `recipe` is one: known ops, each with just its own fields, of the right types."""
     if depth > _MAX_DEPTH:
-        raise PlanError(f"a recipe is nested deeper than {_MAX_DEPTH}")
+        raise PlanError(f"a recipe is nested deeper than {_MAX_DEPTH}", code="OM4008")
     if not isinstance(recipe, Mapping) or recipe.get("op") not in _FIELDS:
-        raise PlanError(f"unknown recipe {_short(recipe)}", hint="the plan may come from a newer onnxmesh")
+        raise PlanError(
+            f"unknown recipe {_short(recipe)}", hint="the plan may come from a newer onnxmesh", code="OM4008"
+        )
     fields = _FIELDS[recipe["op"]]
     if set(recipe) != {"op", *fields} or not all(test(recipe[name]) for name, test in fields.items()):
-        raise PlanError(f"malformed recipe {_short(recipe)}: {recipe['op']} takes {', '.join(fields)}")
+        raise PlanError(f"malformed recipe {_short(recipe)}: {recipe['op']} takes {', '.join(fields)}", code="OM4008")
     for child in _children(recipe):
         validate(child, depth + 1)
 

@@ -61,14 +61,14 @@ def find_place(environ: Mapping[str, str] = os.environ) -> Place | None:
             rank, size = (_number(environ, name) for name in names[:2])
             local = _number(environ, names[2]) if names[2] in environ else rank
             if not 0 <= rank < size:
-                raise RunError(f"{names[0]}={rank} is not a rank of {names[1]}={size}")
+                raise RunError(f"{names[0]}={rank} is not a rank of {names[1]}={size}", code="OM5106")
             return Place(rank, size, local, _host(environ), _port(environ))
     return None
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:
     if not environ[name].isdigit():
-        raise RunError(f"{name}={environ[name]!r} is not a number")
+        raise RunError(f"{name}={environ[name]!r} is not a number", code="OM5106")
     return int(environ[name])
 
 
@@ -219,6 +219,7 @@ class Store:
         raise RunError(
             f"rank {self.rank} waited {within:g} s for {who} in vain",
             hint="have all ranks been started? if one is only slow, raise the timeout",
+            code="OM5105",
         )
 
     def fail(self, error: BaseException, *, waited: bool = False) -> list[int]:
@@ -289,6 +290,7 @@ def _connect(host: str, port: int, timeout: float) -> socket.socket:
                 raise RunError(
                     f"rank 0 does not answer at {host}:{port}: {error}",
                     hint="have all ranks been started? MASTER_ADDR and MASTER_PORT say where rank 0 is",
+                    code="OM5105",
                 ) from error
             time.sleep(0.05)
         else:
@@ -376,7 +378,7 @@ class World:
         if self.size == 1:
             return [value]
         if self.store is None:
-            raise RunError("the ranks have no store")
+            raise RunError("the ranks have no store", code="OM5106")
         self._met += 1
         self.store.set(f"all/{self._met}/{self.rank}", json.dumps(value))
         keys = [f"all/{self._met}/{rank}" for rank in range(self.size)]
@@ -403,5 +405,5 @@ def _serve(place: Place) -> StoreServer:
         return StoreServer("127.0.0.1" if local else "", place.port)
     except OSError as error:
         raise RunError(
-            f"port {place.port} cannot be opened: {error.strerror}", hint="set another MASTER_PORT"
+            f"port {place.port} cannot be opened: {error.strerror}", hint="set another MASTER_PORT", code="OM5107"
         ) from error

@@ -71,7 +71,7 @@ def load(folder: str | Path) -> Plan:
     validate(plan)
     report = _read(path / _REPORT)
     if hashlib.sha256(report).hexdigest() != report_digest:
-        raise PlanError(f"{path / _REPORT} is damaged: its digest does not match")
+        raise PlanError(f"{path / _REPORT} is damaged: its digest does not match", code="OM4002")
     return replace(plan, source=path, report=json.loads(report))
 
 
@@ -124,7 +124,9 @@ class StoredShard:
     def check(self, sha256: str) -> None:
         """Raise PlanError unless this is the SHA-256 of its bytes."""
         if sha256 != self.weight.shards.get(self.key):
-            raise PlanError(f"shard {self.key} of weight {self.weight.name!r} in {self.file.path} is damaged")
+            raise PlanError(
+                f"shard {self.key} of weight {self.weight.name!r} in {self.file.path} is damaged", code="OM4002"
+            )
 
 
 @contextmanager
@@ -156,7 +158,7 @@ def _hashed(folder: Path, plan: Plan) -> Plan:
         return plan
     found = load(folder)
     if found.mesh != plan.mesh or list(map(_declared, found.weights)) != list(map(_declared, plan.weights)):
-        raise PlanError(f"{folder} holds the weights of another plan")
+        raise PlanError(f"{folder} holds the weights of another plan", code="OM4102")
     return replace(plan, weights=found.weights)
 
 
@@ -183,7 +185,7 @@ def _make_shards(plan: Plan, weight: Weight, fetch: Fetch, wanted: Set[str]) -> 
         if piece.key in wanted:
             shard = _own(cut_spec(value, weight.spec, plan.mesh, piece.coordinate), value)
             if weight.shards and digest(shard) != weight.shards[piece.key]:
-                raise PlanError(f"weight {weight.name!r} differs from the one that was compiled")
+                raise PlanError(f"weight {weight.name!r} differs from the one that was compiled", code="OM4102")
             shards[piece.key] = shard
     return shards
 
@@ -201,7 +203,8 @@ def _value(weight: Weight, fetch: Fetch) -> np.ndarray:
     if (value.dtype.name, value.shape) != (weight.dtype, weight.shape):
         raise PlanError(
             f"weight {weight.name!r}: the model gives {value.dtype.name}{list(value.shape)}, "
-            f"the plan says {weight.dtype}{list(weight.shape)}"
+            f"the plan says {weight.dtype}{list(weight.shape)}",
+            code="OM4102",
         )
     return value
 
@@ -267,10 +270,10 @@ def _file(folder: Path, key: str) -> Path:
 def _open_shards(folder: Path, plan: Plan, key: str) -> Iterator[ShardFile]:
     path = _file(folder / _WEIGHTS, key)
     if not path.exists():
-        raise PlanError(f"{path} is missing", hint="was the plan saved without weights? pass the model")
+        raise PlanError(f"{path} is missing", hint="was the plan saved without weights? pass the model", code="OM4104")
     with ShardFile(path) as file:
         if file.header != header(_entries(plan, key)):
-            raise PlanError(f"{path} is damaged: its header is not the plan's")
+            raise PlanError(f"{path} is damaged: its header is not the plan's", code="OM4002")
         yield file
 
 
@@ -284,7 +287,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise PlanError(f"{path} cannot be read: {error.strerror}", hint="is it a plan's folder?") from error
+        raise PlanError(
+            f"{path} cannot be read: {error.strerror}", hint="is it a plan's folder?", code="OM4001"
+        ) from error
 
 
 def _check_target(target: Path) -> None:
@@ -292,7 +297,7 @@ def _check_target(target: Path) -> None:
     if target.is_symlink() or (target.exists() and not (target / _PLAN).is_file()):
         if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
             return
-        raise PlanError(f"{target} exists and is not a plan", hint="choose another name, or remove it")
+        raise PlanError(f"{target} exists and is not a plan", hint="choose another name, or remove it", code="OM4010")
 
 
 @contextmanager
@@ -332,4 +337,4 @@ def _disk_errors(target: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "free some space, or choose a folder on another disk" if full else ""
-        raise PlanError(f"{target} cannot be written: {error.strerror or error}", hint=hint) from error
+        raise PlanError(f"{target} cannot be written: {error.strerror or error}", hint=hint, code="OM4011") from error

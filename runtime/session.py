@@ -94,7 +94,7 @@ class Session:
     ) -> None:
         kind, index = parse_device(device)
         if io not in ("all", "root"):
-            raise InvalidArgument(f"io is 'all' or 'root', not {io!r}")
+            raise InvalidArgument(f"io is 'all' or 'root', not {io!r}", code="OM5008")
         self.plan = _checked_plan(plan) if isinstance(plan, Plan) else load(plan)
         self.io = io
         self._program = self.plan.programs[0]
@@ -105,7 +105,7 @@ class Session:
         self._binding: Binding | None = None
         mesh = self.plan.mesh
         if communicator is not None and communicator.mesh != mesh:
-            raise PlanError(f"the plan is for the mesh {mesh}, the ranks form {communicator.mesh}")
+            raise PlanError(f"the plan is for the mesh {mesh}, the ranks form {communicator.mesh}", code="OM4201")
         source = self._source(plan, weights)
         self._threads: ThreadRanks | None = None
         self._processes: ProcessRanks | None = None
@@ -167,7 +167,7 @@ class Session:
         arrays = self.check(feeds)
         if self._processes is not None:
             if stay:
-                raise InvalidArgument(f"{_ELSEWHERE}: outputs come to the host", hint=_OWN)
+                raise InvalidArgument(f"{_ELSEWHERE}: outputs come to the host", hint=_OWN, code="OM5009")
             return self._processes.run([port.name for port in outputs], arrays)
         assert self._threads is not None
         with self._device.running(stream):
@@ -193,10 +193,12 @@ class Session:
         self.check_open()
         if self._processes is not None or self.io == "root":
             reason = _ELSEWHERE if self._processes is not None else "only rank 0 has inputs"
-            raise InvalidArgument(f"{reason}: there is no memory to bind", hint=_OWN)
+            raise InvalidArgument(f"{reason}: there is no memory to bind", hint=_OWN, code="OM5007")
         ports = [*self._program.inputs, *(port for port in self._program.outputs if port.name in (outputs or {}))]
         if any(port.is_loose for port in ports):
-            raise InvalidArgument("values whose size depends on data have no memory to bind", hint="use run")
+            raise InvalidArgument(
+                "values whose size depends on data have no memory to bind", hint="use run", code="OM5007"
+            )
         self._outputs(list(outputs or {}))
         binding = Binding(self, self.check(inputs), outputs or {})
         binding.prepare()
@@ -211,10 +213,10 @@ class Session:
         feeds, ports = check_bound(self._values, feeds or {}), {port.name: port for port in self._program.inputs}
         unknown = [name for name in feeds if name not in ports]
         if unknown:
-            raise InvalidArgument(f"there is no input {unknown[0]!r}: the inputs are {', '.join(ports)}")
+            raise InvalidArgument(f"there is no input {unknown[0]!r}: the inputs are {', '.join(ports)}", code="OM5001")
         missing = [name for name in ports if name not in feeds]
         if missing:
-            raise InvalidArgument(f"input {missing[0]!r} is missing: the inputs are {', '.join(ports)}")
+            raise InvalidArgument(f"input {missing[0]!r} is missing: the inputs are {', '.join(ports)}", code="OM5002")
         return {name: self.checked(port, feeds[name], "input") for name, port in ports.items()}
 
     def checked(self, port: Port, value: Any, what: str) -> Array:
@@ -234,17 +236,20 @@ class Session:
         if array.dtype != dtype(port.dtype) or array.shape not in shapes:
             raise InvalidArgument(
                 f"{what} {port.name!r}: expected {port.dtype}{list(port.shape)}, "
-                f"got {array.dtype.name}{list(array.shape)}"
+                f"got {array.dtype.name}{list(array.shape)}",
+                code="OM5003",
             )
         return array
 
     def _checked_loose(self, port: Port, value: Any, what: str) -> Any:
         if self.io == "root" or self._processes is not None:
-            raise InvalidArgument(f"{what} {port.name!r} is {port.dtype}: it cannot be sent to other processes")
+            raise InvalidArgument(
+                f"{what} {port.name!r} is {port.dtype}: it cannot be sent to other processes", code="OM5007"
+            )
         try:
             return loose.checked(value, port.dtype, port.shape)
         except ValueError as error:
-            raise InvalidArgument(f"{what} {port.name!r}: {error}") from None
+            raise InvalidArgument(f"{what} {port.name!r}: {error}", code="OM5003") from None
 
     def measure(self, work: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
         """What every rank that is this session's measures (see onnxmesh.runtime.bench_rank), by rank.
@@ -307,7 +312,7 @@ class Session:
     def check_open(self) -> None:
         """Raise RunError if the session is closed."""
         if self._closed:
-            raise RunError("the session is closed")
+            raise RunError("the session is closed", code="OM5011")
 
     def as_rank(self, work: Callable[[Communicator], T], stream: Any = None) -> T:
         """Do one run as one rank of several: its failure ends the others."""
@@ -397,7 +402,7 @@ class Session:
         if plan.source is not None:
             return plan.source
         if self.plan.weights:
-            raise PlanError("a plan that is not in a folder has no weights", hint="pass weights=")
+            raise PlanError("a plan that is not in a folder has no weights", hint="pass weights=", code="OM4104")
         return _no_weights
 
     def _use_gpus(self, source: Fetch | str | Path, timeout: float, graph: bool) -> Communicator | None:
@@ -455,7 +460,7 @@ class Session:
         ports = {port.name: port for port in self._program.outputs}
         for name in names or ():
             if name not in ports:
-                raise InvalidArgument(f"there is no output {name!r}: the outputs are {', '.join(ports)}")
+                raise InvalidArgument(f"there is no output {name!r}: the outputs are {', '.join(ports)}", code="OM5001")
         return [ports[name] for name in names] if names is not None else list(ports.values())
 
 
@@ -468,7 +473,7 @@ def parse_device(device: str) -> tuple[str, int | None]:
     """(`cpu` or `cuda`, which GPU of this process if it says so). Raises RunError for any other."""
     kind, colon, index = device.partition(":")
     if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not index.isdigit())):
-        raise RunError(f"unknown device {device!r}", hint='use device="cpu" or device="cuda"')
+        raise RunError(f"unknown device {device!r}", hint='use device="cpu" or device="cuda"', code="OM5008")
     return kind, int(index) if colon else None
 
 
@@ -478,7 +483,7 @@ def _cuda_device(index: int | None, communicator: Communicator | None, graph: bo
     from onnxmesh.runtime.nccl import NcclCommunicator
 
     if not isinstance(communicator, NcclCommunicator):
-        raise RunError("ranks on GPUs need an NcclCommunicator")
+        raise RunError("ranks on GPUs need an NcclCommunicator", code="OM5008")
     if index is None:
         local_rank = communicator.groups.world.local_rank
         index = own_gpu(local_rank, device_count(), os.environ.get("CUDA_VISIBLE_DEVICES"))
@@ -486,7 +491,7 @@ def _cuda_device(index: int | None, communicator: Communicator | None, graph: bo
 
 
 def _no_weights(name: str) -> np.ndarray:
-    raise PlanError(f"the plan needs no weights, but {name!r} was asked for")
+    raise PlanError(f"the plan needs no weights, but {name!r} was asked for", code="OM4104")
 
 
 def _node_arg(port: Port) -> NodeArg:

@@ -62,9 +62,9 @@ def header(entries: Iterable[Entry]) -> bytes:
     offset = 0
     for entry in entries:
         if entry.dtype not in _CODE_OF:
-            raise PlanError(f"weight {entry.name!r}: safetensors files cannot hold {entry.dtype}")
+            raise PlanError(f"weight {entry.name!r}: safetensors files cannot hold {entry.dtype}", code="OM4009")
         if entry.name in fields or entry.name == "__metadata__":
-            raise PlanError(f"two weights are called {entry.name!r}")
+            raise PlanError(f"two weights are called {entry.name!r}", code="OM4009")
         fields[entry.name] = {
             "dtype": _CODE_OF[entry.dtype],
             "shape": list(entry.shape),
@@ -124,7 +124,7 @@ class ShardFile:
         try:
             self._file: BinaryIO = path.open("rb")
         except OSError as error:
-            raise PlanError(f"{path}: cannot be read: {error.strerror}") from error
+            raise PlanError(f"{path}: cannot be read: {error.strerror}", code="OM4012") from error
         try:
             self.header = self._read_header()
             self.entries = self._entries()
@@ -135,7 +135,7 @@ class ShardFile:
     def read(self, name: str) -> np.ndarray:
         """The tensor `name`, in memory of its own; where the file has no word for its dtype as bytes."""
         if name not in self.entries:
-            raise PlanError(f"{self.path}: holds no tensor {name!r}")
+            raise PlanError(f"{self.path}: holds no tensor {name!r}", code="OM4012")
         entry = self.entries[name]
         array = np.empty(entry.shape, dtype(entry.dtype))
         self.read_into(name, _bytes_of(array))
@@ -152,9 +152,9 @@ class ShardFile:
             try:
                 count = os.preadv(self._file.fileno(), [view[:_CHUNK]], place)
             except OSError as error:
-                raise PlanError(f"{self.path}: cannot be read: {error.strerror}") from error
+                raise PlanError(f"{self.path}: cannot be read: {error.strerror}", code="OM4012") from error
             if not count:
-                raise PlanError(f"{self.path}: ends too early")
+                raise PlanError(f"{self.path}: ends too early", code="OM4012")
             view, place = view[count:], place + count
 
     def close(self) -> None:
@@ -172,7 +172,9 @@ class ShardFile:
         first = self._file.read(8)
         length = int.from_bytes(first, "little")
         if len(first) < 8 or length > min(_MAX_HEADER, size - 8):
-            raise PlanError(f"{self.path}: not a safetensors file: header of {length} bytes, file of {size}")
+            raise PlanError(
+                f"{self.path}: not a safetensors file: header of {length} bytes, file of {size}", code="OM4012"
+            )
         return first + self._file.read(length)
 
     def _entries(self) -> Mapping[str, Entry]:
@@ -184,7 +186,7 @@ class ShardFile:
             entries = [_entry(name, field) for name, field in fields.items()]
             _check_layout(entries, self.path.stat().st_size - len(self.header))
         except (ValueError, RecursionError) as error:
-            raise PlanError(f"{self.path}: not a safetensors file: {error}") from error
+            raise PlanError(f"{self.path}: not a safetensors file: {error}", code="OM4012") from error
         return {entry.name: entry for entry in entries}
 
 

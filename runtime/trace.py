@@ -33,7 +33,7 @@ def write(path: str | Path, trace: dict[str, Any]) -> None:
     try:
         Path(path).write_text(json.dumps(trace, separators=(",", ":")))
     except OSError as error:
-        raise RunError(f"'{path}' cannot be written: {error.strerror}") from error
+        raise RunError(f"'{path}' cannot be written: {error.strerror}", code="OM5010") from error
 
 
 def _rank(program: Program, rank: int, timeline: Timeline) -> Iterator[Event]:

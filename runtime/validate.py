@@ -77,7 +77,7 @@ def _cuts(size: int, copies: int, ranks: int) -> bool:
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise PlanError(message)
+        raise PlanError(message, code="OM4005")
 
 
 def _check_program(program: Program, plan: Plan, where: str) -> None:
@@ -240,7 +240,7 @@ def _check_attributes(kind: str, attrs: Mapping[str, Any], rank: int, ranks: int
         try:
             parts = segments_of(attrs.get(segments))
         except ValueError as error:
-            raise PlanError(f"{where}: {error}") from error
+            raise PlanError(f"{where}: {error}", code="OM4005") from error
         _require(_is_below(attrs.get(dim), rank), f"{where}: wrong {dim}")
         _require(all(_cuts(s.size, s.copies, ranks) for s in parts), f"{where}: wrong {segments}")
 

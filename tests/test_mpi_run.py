@@ -88,7 +88,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
     assert "Traceback" not in done.stderr
-    return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return [line for line in done.stderr.splitlines() if line.startswith("error")]
 
 
 def test_only_rank_0_has_inputs_and_outputs(llama: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_sharded_outputs_are_written_by_each_rank(tmp_path: Path) -> None:
 def test_the_wrong_number_of_processes(llama: Path) -> None:
     done = mpirun(llama, "--random-inputs", 0, ranks=2)
     assert done.returncode == 5
-    assert errors(done) == ["error: the plan is for the mesh dp=1,cp=2,tp=2 of 4 ranks, but MPI started 2"]
+    assert errors(done) == ["error[OM4201]: the plan is for the mesh dp=1,cp=2,tp=2 of 4 ranks, but MPI started 2"]
     assert "mpirun -n 4" in done.stderr
 
 
@@ -137,5 +137,5 @@ def test_a_damaged_shard_of_one_rank(llama: Path, tmp_path: Path) -> None:
     done = mpirun(folder, "--random-inputs", 0)
     assert done.returncode == 5
     (line,) = errors(done)
-    assert line.startswith("error: rank 2: ")
+    assert line.startswith("error[OM4002]: rank 2: ")
     assert "tp0" in line

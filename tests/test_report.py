@@ -157,8 +157,10 @@ def test_times_hide_what_runs_beside_computation() -> None:
 
 
 def test_a_warning_where_one_device_is_faster() -> None:
-    assert "predicted slower than one device" in report("llama_op23", tp=4)["warnings"][0]
-    assert report("llama_op23", tp=4)["warnings"][0] in " ".join(report_text(report("llama_op23", tp=4)).split())
+    assert "predicted slower than one device" in report("llama_op23", tp=4)["warnings"][0]["reason"]
+    assert report("llama_op23", tp=4)["warnings"][0]["reason"] in " ".join(
+        report_text(report("llama_op23", tp=4)).split()
+    )
 
 
 def odd_model(op: str) -> onnx.ModelProto:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxmesh.compiler.reason import Reason
 from onnxmesh.runtime.loose import tensor_type
 
 LOOSE, REFERENCE = "Loose.", "Reference."
@@ -79,11 +80,12 @@ def kernel_of(node: ir.Node) -> str:
 def why_apart(op: str) -> str:
     """Why an op in normal form that no rule knows is computed by every rank; empty for all others."""
     if op.startswith(LOOSE):
-        return "its shape depends on data, or its values are no tensors"
+        return Reason("its shape depends on data, or its values are no tensors", "OM2105")
     if op.startswith(REFERENCE):
-        return f"there is no kernel for {op.removeprefix(REFERENCE)}: onnx.reference computes it on the host"
+        name = op.removeprefix(REFERENCE)
+        return Reason(f"there is no kernel for {name}: onnx.reference computes it on the host", "OM2106")
     if op in ("If", "Loop", "Scan", "SequenceMap"):
-        return "control flow runs whole on every rank"
+        return Reason("control flow runs whole on every rank", "OM2107")
     return ""
 
 

@@ -129,6 +129,7 @@ def _reference(node: ir.Node, opsets: Mapping[str, int]) -> dict[str, str | int]
             raise ModelError(
                 f"{label(node)} cannot be computed: its shape depends on data, and there is no kernel for that",
                 hint="shapes must be known when compiling; export the model with them fixed",
+                code="OM1211",
             ) from error
         return None
     return attributes

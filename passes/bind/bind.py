@@ -57,9 +57,11 @@ def bind_inputs(graph: ir.Graph, shapes: Mapping[str, Sequence[int]], dims: Mapp
     inputs = {v.name or "": v for v in graph.inputs}
     for name, shape in shapes.items():
         if name not in inputs:
-            raise ModelError(f"the model has no input '{name}'", hint=f"its inputs are {_listed(inputs)}")
+            raise ModelError(
+                f"the model has no input '{name}'", hint=f"its inputs are {_listed(inputs)}", code="OM1201"
+            )
         if any(size < 0 for size in shape):
-            raise ModelError(f"the shape {list(shape)} of input '{name}' has a negative dim")
+            raise ModelError(f"the shape {list(shape)} of input '{name}' has a negative dim", code="OM1206")
     sizes = _bind_names(inputs, shapes, dims)
     for name, value in inputs.items():
         if not isinstance(value.type, ir.TensorType) or value.dtype == ir.DataType.STRING:
@@ -75,9 +77,9 @@ def _bind_names(
     for symbol, size in dims.items():
         if symbol not in known:
             has = f"its dims are {_listed(known)}" if known else "all its input dims are static"
-            raise ModelError(f"no input of the model has a dim '{symbol}'", hint=has)
+            raise ModelError(f"no input of the model has a dim '{symbol}'", hint=has, code="OM1202")
         if size < 0:
-            raise ModelError(f"the dim '{symbol}' cannot be {size}")
+            raise ModelError(f"the dim '{symbol}' cannot be {size}", code="OM1206")
     sizes = dict(dims)
     source = {symbol: f"--dim {symbol}={size}" for symbol, size in dims.items()}
     for name, shape in shapes.items():
@@ -90,6 +92,7 @@ def _bind_names(
                     f"the dim '{named}' of input '{name}' is {size} in its shape, but {source[named]} "
                     f"says {sizes[named]}",
                     hint=f"give '{named}' one size",
+                    code="OM1205",
                 )
             source.setdefault(named, f"the shape of input '{name}'")
     return sizes
@@ -103,6 +106,7 @@ def _dims(value: ir.Value, rank: int) -> Sequence[int | ir.SymbolicDim]:
         raise ModelError(
             f"input '{value.name}' has {len(value.shape)} dims, {_text(value)}, but its shape is given with {rank}",
             hint=f"for example {_option(value)}",
+            code="OM1205",
         )
     return value.shape.dims
 
@@ -111,7 +115,9 @@ def _bound(value: ir.Value, shape: Sequence[int] | None, sizes: Mapping[str, int
     """The static shape of an input."""
     if value.shape is None and shape is None:
         raise ModelError(
-            f"input '{value.name}' has no shape in the model", hint=f"give it, e.g. --shape {value.name}=1x16"
+            f"input '{value.name}' has no shape in the model",
+            hint=f"give it, e.g. --shape {value.name}=1x16",
+            code="OM1204",
         )
     dims = value.shape.dims if value.shape is not None else _dims(value, len(shape or ()))
     return tuple(_size(value, axis, dim, shape, sizes) for axis, dim in enumerate(dims))
@@ -131,6 +137,7 @@ def _size(
             f"dim {axis} of input '{value.name}' is {known} in the model, but {given} in its given shape "
             f"{'x'.join(map(str, shape or ()))}",
             hint=f"the model says {_text(value)}",
+            code="OM1205",
         )
     return known
 
@@ -171,7 +178,9 @@ def _unbound(value: ir.Value, axis: int, dim: ir.SymbolicDim | int) -> ModelErro
     options = [" ".join(f"--dim {n}=..." for n in names)] if names else []
     options.append(_option(value))
     return ModelError(
-        f"dim {axis} ({named}) of input '{value.name}' {_text(value)} has no size", hint=f"give {' or '.join(options)}"
+        f"dim {axis} ({named}) of input '{value.name}' {_text(value)} has no size",
+        hint=f"give {' or '.join(options)}",
+        code="OM1203",
     )
 
 
@@ -232,4 +241,5 @@ def _require_types(node: ir.Node) -> None:
             raise ModelError(
                 f"no type can be inferred for '{output.name}', made by {label(node)}",
                 hint="an op of a custom domain needs a type and a static shape in the file's value_info",
+                code="OM1209",
             )

@@ -52,7 +52,9 @@ def bind_control(graph: ir.Graph, node: ir.Node, propagate: Propagate) -> None:
     """
     rule = _TYPES.get(node.op_type) if not node.domain else None
     if rule is None:
-        raise ModelError(f"{label(node)} holds a graph, which is supported for {', '.join(CONTROL)} only")
+        raise ModelError(
+            f"{label(node)} holds a graph, which is supported for {', '.join(CONTROL)} only", code="OM1307"
+        )
     bodies = _Bodies(graph, node, propagate)
     for output, found in zip(node.outputs, rule(node, bodies)):
         declared = static_shape(output)
@@ -85,7 +87,7 @@ def _merged(node: ir.Node, one: Type, other: Type) -> Type:
             return one
         if isinstance(other.type, ir.OptionalType) and other.type.elem_type == one.type:
             return other
-        raise ModelError(f"{label(node)} makes either {one.type} or {other.type} of one value")
+        raise ModelError(f"{label(node)} makes either {one.type} or {other.type} of one value", code="OM1308")
     if one.dims is None or other.dims is None or len(one.dims) != len(other.dims):
         return Type(one.type)
     return Type(one.type, tuple(a if a == b else None for a, b in zip(one.dims, other.dims)))
@@ -205,7 +207,9 @@ class _Bodies:
         """Bind a copy of a graph for inputs of the given types; the types of its outputs."""
         body = self.node.attributes[name].as_graph().clone(allow_outer_scope_values=True)
         if len(body.inputs) != len(types):
-            raise ModelError(f"{label(self.node)}: its {name} takes {len(body.inputs)} inputs, but gets {len(types)}")
+            raise ModelError(
+                f"{label(self.node)}: its {name} takes {len(body.inputs)} inputs, but gets {len(types)}", code="OM1308"
+            )
         for value, found in zip(body.inputs, types):
             value.type = found.type
             value.shape = None if found.dims is None else ir.Shape(found.dims)

@@ -27,7 +27,9 @@ def typed_values(graph: ir.Graph, values: Mapping[str, Any]) -> dict[str, np.nda
     for name, value in values.items():
         if name not in inputs:
             listed = ", ".join(f"'{n}'" for n in sorted(inputs)) or "none"
-            raise ModelError(f"the model has no input '{name}' to bind to a value", hint=f"its inputs are {listed}")
+            raise ModelError(
+                f"the model has no input '{name}' to bind to a value", hint=f"its inputs are {listed}", code="OM1201"
+            )
         typed[name] = _typed(inputs[name], value)
     return typed
 
@@ -60,19 +62,21 @@ def _own_output(graph: ir.Graph, value: ir.Value) -> None:
 def _typed(port: ir.Value, value: Any) -> np.ndarray:
     name = f"input '{port.name}'"
     if not isinstance(port.type, ir.TensorType) or port.dtype in (None, ir.DataType.STRING):
-        raise ModelError(f"{name} cannot be bound to a value: it is {port.type}", hint="only tensors of numbers can")
+        raise ModelError(
+            f"{name} cannot be bound to a value: it is {port.type}", hint="only tensors of numbers can", code="OM1207"
+        )
     assert port.dtype is not None
     dtype = port.dtype.numpy()
     if isinstance(value, np.ndarray | np.generic):
         array = np.asarray(value)
         if array.dtype != dtype:
-            raise ModelError(f"{name} is {dtype.name}, but its value is {array.dtype.name}")
+            raise ModelError(f"{name} is {dtype.name}, but its value is {array.dtype.name}", code="OM1207")
     else:
         array = _converted(name, value, dtype)
     dims = port.shape.dims if port.shape is not None else None
     if dims is not None and not _fits(array.shape, dims):
         expected = "[" + ", ".join(str(d) if isinstance(d, int) else (d.value or "?") for d in dims) + "]"
-        raise ModelError(f"{name} has the shape {expected}, but its value has {list(array.shape)}")
+        raise ModelError(f"{name} has the shape {expected}, but its value has {list(array.shape)}", code="OM1207")
     return array
 
 
@@ -85,7 +89,7 @@ def _converted(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
     except (ValueError, TypeError, OverflowError):
         given, array, whole = np.array(0), np.array(0), False
     if not whole or given.dtype.kind not in "iufb":
-        raise ModelError(f"{name} is {dtype.name}, which cannot hold the value {value!r}")
+        raise ModelError(f"{name} is {dtype.name}, which cannot hold the value {value!r}", code="OM1207")
     return array
 
 

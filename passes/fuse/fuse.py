@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxmesh.compiler.ir.view import shape_of
 from onnxmesh.compiler.ops.collectives import COLLECTIVES, VIEWS
+from onnxmesh.compiler.reason import Reason
 from onnxmesh.passes.fuse.expression import fuse_group
 from onnxmesh.passes.fuse.groups import Group, Groups
 from onnxmesh.passes.graph.match import Finding, given, label, last_axis, only_user, other, producer, users
@@ -133,7 +134,7 @@ def _missed_epilogue(value: ir.Value) -> str:
         return _shared(value, "product")
     between = only_user(value, *COLLECTIVES, *VIEWS, "Transpose", "Cast")
     if between is not None and users(between.outputs[0], "Add", *ACTIVATIONS):
-        return f"{_article(between)} stands before what would be its epilogue"
+        return Reason(f"{_article(between)} stands before what would be its epilogue", "OM3502")
     return ""
 
 
@@ -157,13 +158,14 @@ def _norm(groups: Groups, node: ir.Node) -> Iterator[Finding]:
     groups.grow(group)
     before = producer(value, *ELEMENTWISE)
     if groups.is_free(before) and not groups.share(group, value):
-        yield Finding(NORM, label(node), False, "what is added after it may depend on its input")
+        yield Finding(NORM, label(node), False, Reason("what is added after it may depend on its input", "OM3503"))
     if len(group.times) > 1:
         yield _found(NORM, group)
     for read in group.reads():
         sent = producer(read, "AllReduce", "ReduceScatter")
         if sent is not None:
-            yield Finding(REDUCED, label(node), False, f"{_article(sent)} is an instruction of its own")
+            reason = Reason(f"{_article(sent)} is an instruction of its own", "OM3504")
+            yield Finding(REDUCED, label(node), False, reason)
 
 
 def _after_norm(groups: Groups, node: ir.Node) -> list[ir.Node]:
@@ -203,7 +205,7 @@ def _missed_chain(value: ir.Value) -> str:
     """Why an elementwise node stands alone although others follow."""
     between = only_user(value, *VIEWS, "Transpose", "Expand", "Slice")
     if between is not None and users(between.outputs[0], *ELEMENTWISE):
-        return f"{_article(between)} stands between it and the next"
+        return Reason(f"{_article(between)} stands between it and the next", "OM3502")
     if users(value, *ELEMENTWISE):
         return _shared(value, "value")
     return ""
@@ -211,5 +213,5 @@ def _missed_chain(value: ir.Value) -> str:
 
 def _shared(value: ir.Value, what: str) -> str:
     if value.is_graph_output():
-        return f"its {what} is an output"
-    return f"others read its {what}" if len(value.consumers()) > 1 else ""
+        return Reason(f"its {what} is an output", "OM3501")
+    return Reason(f"others read its {what}", "OM3501") if len(value.consumers()) > 1 else ""

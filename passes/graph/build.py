@@ -126,6 +126,7 @@ class Builder:
             raise ModelError(
                 f"the output '{output.name}' of {label(self.anchor)} is not supported",
                 hint="export the model without it",
+                code="OM1302",
             )
 
 

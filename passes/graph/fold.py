@@ -79,7 +79,7 @@ def _constant_node(node: ir.Node) -> list[np.ndarray] | None:
     if attribute.name == "value":
         return [read(attribute.as_tensor(), f"the value of {label(node)}")]
     if attribute.name not in dtypes:
-        raise ModelError(f"{label(node)} holds a {attribute.name}, which is not a tensor of numbers")
+        raise ModelError(f"{label(node)} holds a {attribute.name}, which is not a tensor of numbers", code="OM1309")
     return [np.array(attribute.value, dtypes[attribute.name])]
 
 

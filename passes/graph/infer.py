@@ -47,7 +47,7 @@ def present(node: ir.Node, index: int) -> ir.Value:
     """
     value = optional(node, index)
     if value is None:
-        raise ModelError(f"{label(node)} has no input {index}")
+        raise ModelError(f"{label(node)} has no input {index}", code="OM1210")
     return value
 
 
@@ -66,7 +66,7 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
     """
     shape = static_shape(value)
     if shape is None:
-        raise ModelError(f"the shape of '{value.name}' is not static: {value.shape}")
+        raise ModelError(f"the shape of '{value.name}' is not static: {value.shape}", code="OM1209")
     return shape
 
 
@@ -77,7 +77,7 @@ def dtype_of(value: ir.Value) -> ir.DataType:
         ModelError: it is unknown.
     """
     if value.dtype is None:
-        raise ModelError(f"the element type of '{value.name}' is unknown")
+        raise ModelError(f"the element type of '{value.name}' is unknown", code="OM1209")
     return value.dtype
 
 
@@ -106,7 +106,9 @@ def read(tensor: ir.TensorProtocol, what: str) -> np.ndarray:
     try:
         return tensor.numpy()
     except (ValueError, TypeError, OSError) as error:
-        raise ModelError(f"{what} cannot be read: {_first_line(error)}", hint="is the file complete?") from error
+        raise ModelError(
+            f"{what} cannot be read: {_first_line(error)}", hint="is the file complete?", code="OM1006"
+        ) from error
 
 
 def infer(node: ir.Node, opsets: Mapping[str, int]) -> None:
@@ -153,7 +155,7 @@ def _from_schema(node: ir.Node, opsets: Mapping[str, int]) -> Types:
         except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
             shapes = ", ".join(_describe(v) for v in node.inputs)
             reason = _first_line(error)
-            raise ModelError(f"{label(node)} does not fit its inputs {shapes}: {reason}") from error
+            raise ModelError(f"{label(node)} does not fit its inputs {shapes}: {reason}", code="OM1210") from error
     return _REMEMBERED[key]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxmesh.compiler.ir import recipe as recipes
+from onnxmesh.compiler.reason import Reason
 from onnxmesh.passes.graph.build import add_constant, fresh, is_folded, substitute
 from onnxmesh.passes.graph.constants import SOURCES
 from onnxmesh.passes.graph.provenance import origin
@@ -21,7 +22,7 @@ READABLE = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A pattern that was found at `node`, or nearly: then `reason` says what broke it."""
+    """A pattern that was found at `node`, or nearly: then `reason` is a Reason that says what broke it."""
 
     pattern: str
     node: str
@@ -30,7 +31,11 @@ class Finding:
 
 
 class Miss(Exception):
-    """The pattern at an anchor breaks here; the message is the reason for the report."""
+    """The pattern at an anchor breaks here; `reason` is for the report."""
+
+    def __init__(self, words: str, *, code: str) -> None:
+        super().__init__(words)
+        self.reason = Reason(words, code)
 
 
 # --- reading ------------------------------------------------------------------------------------------------

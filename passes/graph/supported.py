@@ -20,4 +20,5 @@ def check_supported(graph: ir.Graph) -> None:
             raise ModelError(
                 f"{label(node)} cannot be computed: there is no kernel for {node.op_type}",
                 hint="export the model without that op",
+                code="OM1301",
             )

@@ -88,7 +88,8 @@ def _with_heads(node: ir.Node, b: Builder, index: int) -> ir.Value:
     heads = node.attributes.get_int(name, 0)
     if heads <= 0 or shape_of(x)[2] % heads:
         raise ModelError(
-            f"{label(node)} has {name} = {heads}, which does not divide the width of '{x.name}' {list(shape_of(x))}"
+            f"{label(node)} has {name} = {heads}, which does not divide the width of '{x.name}' {list(shape_of(x))}",
+            code="OM1304",
         )
     return split_heads(b, x, heads)
 
@@ -203,7 +204,8 @@ def rotary_embedding(node: ir.Node, b: Builder) -> bool:
         heads = node.attributes.get_int("num_heads", 0)
         if heads <= 0 or shape[2] % heads:
             raise ModelError(
-                f"{label(node)} has num_heads = {heads}, which does not divide the width of '{x.name}' {list(shape)}"
+                f"{label(node)} has num_heads = {heads}, which does not divide the width of '{x.name}' {list(shape)}",
+                code="OM1304",
             )
         x = b.reshape(x, shape[0], shape[1], heads, shape[2] // heads)
     y = rotate(

@@ -73,16 +73,18 @@ def _dist_collective(node: ir.Node) -> Said:
     reduce, root = attributes.get_string("reduce_op", "none").lower(), attributes.get_int("root", -1)
     if operation not in _KINDS:
         known = ", ".join(_KINDS)
-        raise ModelError(f"{label(node)}: collective_operation is {operation!r}", hint=f"it is one of {known}")
+        raise ModelError(
+            f"{label(node)}: collective_operation is {operation!r}", hint=f"it is one of {known}", code="OM1404"
+        )
     kind, groups = _KINDS[operation], _groups(node)
     if (kind in _REDUCING) != (reduce != "none"):
         hint = "all_reduce, reduce and reduce_scatter have one of sum, prod, max, min, avg, the others none"
-        raise ModelError(f"{label(node)}: {operation} with reduce_op {reduce}", hint=hint)
+        raise ModelError(f"{label(node)}: {operation} with reduce_op {reduce}", hint=hint, code="OM1404")
     if kind in ROOTED and root < 0:
-        raise ModelError(f"{label(node)}: {operation} has no root")
+        raise ModelError(f"{label(node)}: {operation} has no root", code="OM1404")
     size = max(attributes.get_int("nb_rank", 1), len(groups[0]) if groups else attributes.get_int("group_size", 0))
     if groups and size != len(groups[0]) and size != sum(map(len, groups)):
-        raise ModelError(f"{label(node)}: nb_rank is {size}, but its groups are {groups}")
+        raise ModelError(f"{label(node)}: nb_rank is {size}, but its groups are {groups}", code="OM1404")
     reduce = reduce if kind in _REDUCING else ""
     return Said(kind, reduce, max(root, 0), 0, len(groups[0]) if groups else size if size > 1 else 0, groups)
 
@@ -92,7 +94,7 @@ def _groups(node: ir.Node) -> Groups:
     flat = tuple(node.attributes.get_ints("groups", ()))
     size = node.attributes.get_int("group_size", 0) or len(flat)
     if flat and (size < 1 or len(flat) % size or len(set(flat)) != len(flat) or min(flat) < 0):
-        raise ModelError(f"{label(node)}: {list(flat)} are no groups of {size} ranks")
+        raise ModelError(f"{label(node)}: {list(flat)} are no groups of {size} ranks", code="OM1404")
     return tuple(flat[start : start + size] for start in range(0, len(flat), size)) if flat else ()
 
 
@@ -120,9 +122,11 @@ def settle(node: ir.Node, found: Said, axes: Sequence[str], sizes: Sequence[int]
         ModelError: what it does cannot be done over two axes, or its root is not of its ranks.
     """
     if found.root >= prod(sizes):
-        raise ModelError(f"{label(node)}: the root is {found.root}, but a group has {prod(sizes)} ranks")
+        raise ModelError(f"{label(node)}: the root is {found.root}, but a group has {prod(sizes)} ranks", code="OM1404")
     if len(axes) > 1 and found.kind == "AllToAll":
-        raise ModelError(f"{label(node)} exchanges over all of several groups", hint="only one group at a time can")
+        raise ModelError(
+            f"{label(node)} exchanges over all of several groups", hint="only one group at a time can", code="OM1404"
+        )
     node.domain, node.op_type = DOMAIN, "Collective"
     node.attributes.clear()
     settled = {"kind": found.kind, "reduce": found.reduce, "root": found.root, "dim": found.dim}
@@ -155,7 +159,9 @@ def _check(node: ir.Node, kind: str, x: ir.Value) -> None:
     reduce, dtype = node.attributes["reduce"].as_string(), dtype_of(x).numpy().name
     if kind in _REDUCING and reduce not in REDUCTIONS.get(dtype, frozenset()):
         known = ", ".join(sorted(REDUCTIONS.get(dtype, ()))) or "none"
-        raise ModelError(f"{label(node)}: {reduce} of {dtype} is not defined", hint=f"for {dtype} there is {known}")
+        raise ModelError(
+            f"{label(node)}: {reduce} of {dtype} is not defined", hint=f"for {dtype} there is {known}", code="OM1404"
+        )
 
 
 def _one(node: ir.Node, b: Builder, kind: str, x: ir.Value, axis: str, ranks: int, root: int) -> ir.Value:
@@ -170,11 +176,11 @@ def _one(node: ir.Node, b: Builder, kind: str, x: ir.Value, axis: str, ranks: in
         return _made(node, b, kind, x, shape, common)
     dim = attributes["dim"].as_int()
     if not -len(shape) <= dim < len(shape):
-        raise ModelError(f"{label(node)}: '{x.name}' of shape {shape} has no dim {dim}")
+        raise ModelError(f"{label(node)}: '{x.name}' of shape {shape} has no dim {dim}", code="OM1404")
     dim %= len(shape)
     size = shape[dim]
     if kind not in ("AllGather", "GatherTo") and size % ranks:
-        raise ModelError(f"{label(node)}: {ranks} ranks cannot share dim {dim} of '{x.name}', {shape}")
+        raise ModelError(f"{label(node)}: {ranks} ranks cannot share dim {dim} of '{x.name}', {shape}", code="OM1404")
     if kind == "AllToAll":
         return _all_to_all(node, b, x, ranks, common)
     shape[dim] = size * ranks if kind in ("AllGather", "GatherTo") else size // ranks

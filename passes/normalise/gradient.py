@@ -31,6 +31,7 @@ def gradient(node: ir.Node, b: Builder) -> None:
         raise ModelError(
             f"{label(node)} derives by {', '.join(names)} at other tensors",
             hint="give it the tensors themselves that 'xs' names, and leave 'zs' out",
+            code="OM1310",
         )
     above = list(_above(b.graph, node, xs))
     found: dict[ir.Value, ir.Value] = {}
@@ -58,7 +59,7 @@ def _above(graph: ir.Graph, anchor: ir.Node, xs: Sequence[ir.Value]) -> list[ir.
 def _hand_on(node: ir.Node, b: Builder, given: ir.Value, found: dict[ir.Value, ir.Value]) -> None:
     derivative = _DERIVATIVES.get(node.op_type) if not node.domain else None
     if derivative is None:
-        raise ModelError(f"{label(b.anchor)} needs the derivative of {label(node)}, which is not known")
+        raise ModelError(f"{label(b.anchor)} needs the derivative of {label(node)}, which is not known", code="OM1310")
     for x, part in zip(node.inputs, derivative(node, b, given)):
         if x is not None:
             part = _like(b, part, shape_of(x))
@@ -114,7 +115,9 @@ def _matmul(node: ir.Node, b: Builder, g: ir.Value) -> Sequence[ir.Value]:
     x, w = _operands(node)
     ranks = len(shape_of(x)), len(shape_of(w))
     if min(ranks) < 2:
-        raise ModelError(f"{label(b.anchor)} needs the derivative of {label(node)} of a vector, which is not known")
+        raise ModelError(
+            f"{label(b.anchor)} needs the derivative of {label(node)} of a vector, which is not known", code="OM1310"
+        )
     turned = [b.transpose(v, *range(r - 2), r - 1, r - 2) for v, r in zip((x, w), ranks)]
     return [b.op("MatMul", g, turned[1]), b.op("MatMul", turned[0], g)]
 

@@ -93,6 +93,7 @@ def refuse_generation(node: ir.Node, _: Builder) -> None:
     raise ModelError(
         f"{label(node)} searches for tokens around a whole decoder, which is not supported",
         hint="compile the decoder that it holds, with its cache as inputs and outputs, and search outside",
+        code="OM1303",
     )
 
 

@@ -22,7 +22,7 @@ LOWEST = float(np.finfo(np.float32).min)
 
 
 def _unsupported(node: ir.Node, what: str, hint: str = "export the model without it") -> ModelError:
-    return ModelError(f"{label(node)} {what}, which is not supported", hint=hint)
+    return ModelError(f"{label(node)} {what}, which is not supported", hint=hint, code="OM1303")
 
 
 @dataclass(frozen=True)

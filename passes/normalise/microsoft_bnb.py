@@ -31,7 +31,9 @@ def matmul_bnb4(node: ir.Node, b: Builder) -> None:
     x, packed, scales = (present(node, i) for i in range(3))
     n, k, block = (node.attributes.get_int(name, 0) for name in ("N", "K", "block_size"))
     if k % block:
-        raise ModelError(f"{label(node)} has rows of {k} in blocks of {block}", hint="give a block size that divides")
+        raise ModelError(
+            f"{label(node)} has rows of {k} in blocks of {block}", hint="give a block size that divides", code="OM1311"
+        )
     codes = unpacked(b, b.reshape(packed, n, k // 2, 1), 4)
     first_is_high = b.op("Gather", codes, b.constant(np.array([1, 0], np.int64)), axis=2)
     codes = b.op("Cast", b.reshape(first_is_high, n, k // block, block), to=int(ir.DataType.INT64))

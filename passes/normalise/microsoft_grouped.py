@@ -50,6 +50,7 @@ def group_query_attention(node: ir.Node, b: Builder) -> None:
         raise ModelError(
             f"{label(node)} keeps only a window of its cache (sliding_window_cache), which is not supported",
             hint="export it with a cache of the full length; local_window_size may stay",
+            code="OM1303",
         )
     q, k, v = _heads(node, b)
     keys = _keys(node, b, shape_of(q))
@@ -110,7 +111,7 @@ def _keys(node: ir.Node, b: Builder, query: tuple[int, ...]) -> Keys:
     if total is None:
         return Keys(past, held, held)
     if total < length:
-        raise ModelError(f"{label(node)} has {length} queries, but total_sequence_length is {total}")
+        raise ModelError(f"{label(node)} has {length} queries, but total_sequence_length is {total}", code="OM1311")
     return Keys(past, max(held, total), total)
 
 
@@ -127,6 +128,7 @@ def _past(node: ir.Node, b: Builder, query: tuple[int, ...], held: int, total: i
         f"{label(node)} has {batch} sequences of {length} tokens and a total_sequence_length of {total}: several new "
         "tokens behind a cache must be of one sequence",
         hint="compile for batch 1, or for one new token",
+        code="OM1303",
     )
 
 
@@ -196,6 +198,7 @@ def _scale(node: ir.Node, b: Builder, index: int, dtype: ir.DataType) -> ir.Valu
         raise ModelError(
             f"{label(node)} has a quantised cache of {cache.dtype}, which is not supported",
             hint="export it with a cache of int8 or of floats",
+            code="OM1303",
         )
     return b.op("Cast", present(node, 12 + index), to=int(dtype))
 

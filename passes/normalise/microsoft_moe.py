@@ -41,6 +41,7 @@ def quantised_mixture_of_experts(node: ir.Node, b: Builder) -> None:
         raise ModelError(
             f"{label(node)} has weights of quant_type '{kind}', or prepacked ones, which is not supported",
             hint="export it with integer weights as the quantiser gives them (weights_prepacked = 0)",
+            code="OM1303",
         )
     given = optional(node, 14)
     normalised = given is None or bool(node.attributes.get_int("normalize_routing_weights", 0))
@@ -95,7 +96,9 @@ def _mixture(node: ir.Node, b: Builder, weights: ir.Value, layers: Parts, biases
     """The experts' layers, and their biases, on the tokens of any batch."""
     if node.attributes.get_int("use_sparse_mixer", 0):
         raise ModelError(
-            f"{label(node)} routes by a sparse mixer, which is not supported", hint="export it with a softmax router"
+            f"{label(node)} routes by a sparse mixer, which is not supported",
+            hint="export it with a softmax router",
+            code="OM1303",
         )
     x = present(node, 0)
     shape = shape_of(x)
@@ -145,9 +148,13 @@ def experts(
     second, first, third, first_bias, third_bias = layers
     name = node.attributes.get_string("activation_type", "relu") or ""
     if name not in ACTIVATIONS:
-        raise ModelError(f"{label(node)} has the activation '{name}'", hint=f"known are {', '.join(ACTIVATIONS)}")
+        raise ModelError(
+            f"{label(node)} has the activation '{name}'", hint=f"known are {', '.join(ACTIVATIONS)}", code="OM1303"
+        )
     if name == "swiglu" and third is None:
-        raise ModelError(f"{label(node)} has SwiGLU without a third layer", hint="set swiglu_fusion, or give fc3")
+        raise ModelError(
+            f"{label(node)} has SwiGLU without a third layer", hint="set swiglu_fusion, or give fc3", code="OM1311"
+        )
     swiglu = {
         "alpha": node.attributes.get_float("activation_alpha", 1.0),
         "shift": node.attributes.get_float("activation_beta", 0.0),

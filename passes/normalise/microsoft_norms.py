@@ -50,7 +50,9 @@ def skip_simplified_layer_norm(node: ir.Node, b: Builder) -> None:
     y = b.op("RMSNormalization", total, present(node, 2), axis=-1, epsilon=_epsilon(node))
     if used(node, 1):
         raise ModelError(
-            f"{label(node)} gives out a mean, which RMS normalization has none of", hint="drop that output"
+            f"{label(node)} gives out a mean, which RMS normalization has none of",
+            hint="drop that output",
+            code="OM1302",
         )
     inverse = _inverse_rms(b, total, -1, _epsilon(node)) if used(node, 2) else None
     b.replace(y, *[None, inverse, total][: len(node.outputs) - 1])

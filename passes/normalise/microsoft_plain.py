@@ -24,6 +24,7 @@ def known(node: ir.Node, index: int) -> np.ndarray:
             f"input {index} of {label(node)}, '{present(node, index).name}', must be known when compiling, but depends "
             "on data",
             hint="export the model with that value fixed",
+            code="OM1208",
         )
     return array
 
@@ -188,7 +189,9 @@ def irfft(node: ir.Node, b: Builder) -> None:
 
 def _require_one_dim(node: ir.Node) -> None:
     if node.attributes.get_int("signal_ndim", 1) != 1:
-        raise ModelError(f"{label(node)} transforms several dims", hint="one dim is supported: signal_ndim = 1")
+        raise ModelError(
+            f"{label(node)} transforms several dims", hint="one dim is supported: signal_ndim = 1", code="OM1303"
+        )
 
 
 # --- positions ----------------------------------------------------------------------------------------------

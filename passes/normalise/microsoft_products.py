@@ -37,7 +37,7 @@ def activated(node: ir.Node, b: Builder, y: ir.Value) -> ir.Value:
         return b.op("Clip", y, *(b.constant(limit, dtype_of(y)) for limit in (low, high)))
     if name not in ACTIVATIONS:
         known = ", ".join([*ACTIVATIONS, "Clip"])
-        raise ModelError(f"{label(node)} has the activation '{name}'", hint=f"known are {known}")
+        raise ModelError(f"{label(node)} has the activation '{name}'", hint=f"known are {known}", code="OM1303")
     return b.op(name, y, **_parameters(node, ACTIVATIONS[name]))
 
 
@@ -116,7 +116,9 @@ def cdist(node: ir.Node, b: Builder) -> None:
     """
     metric = node.attributes.get_string("metric", "sqeuclidean")
     if metric not in ("sqeuclidean", "euclidean"):
-        raise ModelError(f"{label(node)} has the metric '{metric}'", hint="known are 'sqeuclidean' and 'euclidean'")
+        raise ModelError(
+            f"{label(node)} has the metric '{metric}'", hint="known are 'sqeuclidean' and 'euclidean'", code="OM1303"
+        )
     x, y = present(node, 0), present(node, 1)
     last = b.constant(np.array([1], np.int64))
     squares = [b.op("ReduceSum", b.op("Mul", side, side), last, keepdims=1) for side in (x, y)]

@@ -220,7 +220,9 @@ def matmul_nbits(node: ir.Node, b: Builder) -> None:
     x, packed, bits = present(node, 0), present(node, 1), node.attributes.get_int("bits", 4)
     n, k = (node.attributes.get_int(name, 0) for name in "NK")
     if node.attributes.get_int("weight_prepacked", 0):
-        raise ModelError(f"{label(node)} has a weight that is laid out for one device", hint="export it unpacked")
+        raise ModelError(
+            f"{label(node)} has a weight that is laid out for one device", hint="export it unpacked", code="OM1303"
+        )
     blocks = shape_of(packed)[1]
     block = node.attributes.get_int("block_size", 32)
     scales = b.reshape(present(node, 2), n, blocks, 1)
@@ -276,7 +278,9 @@ def gather_blocks(node: ir.Node, b: Builder) -> None:
     rank = len(shape_of(data))
     axis = node.attributes.get_int("gather_axis", 0) % rank
     if node.attributes.get_int("quantize_axis", 1) % rank != rank - 1 or axis == rank - 1:
-        raise ModelError(f"{label(node)} has blocks that are not along the last dim", hint="quantise it along that")
+        raise ModelError(
+            f"{label(node)} has blocks that are not along the last dim", hint="quantise it along that", code="OM1303"
+        )
     bits, packs = node.attributes.get_int("bits", 4), dtype_of(data) == ir.DataType.UINT8
     picked = b.op("Gather", data, rows, axis=axis)
     by = b.op("Gather", scales, rows, axis=axis)

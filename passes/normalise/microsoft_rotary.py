@@ -58,7 +58,7 @@ def multimodal_rotary_embedding(node: ir.Node, b: Builder) -> None:
     sections = list(node.attributes.get_ints("mrope_section", ()))
     half = shape_of(present(node, 2))[1]
     if len(sections) != 3 or sum(sections) != half:
-        raise ModelError(f"{label(node)} has the sections {sections}, not three that sum up to {half}")
+        raise ModelError(f"{label(node)} has the sections {sections}, not three that sum up to {half}", code="OM1311")
     which = np.repeat(np.arange(3), sections)
     if node.attributes.get_int("mrope_layout", 0):
         which = np.zeros(half, np.int64)

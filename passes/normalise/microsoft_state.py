@@ -15,7 +15,9 @@ def _require_defaults(node: ir.Node, **defaults: int) -> None:
         given = node.attributes.get_int(name, default)
         if given != default:
             raise ModelError(
-                f"{label(node)} has {name} = {given}, which is not supported", hint=f"export it with {name} = {default}"
+                f"{label(node)} has {name} = {given}, which is not supported",
+                hint=f"export it with {name} = {default}",
+                code="OM1303",
             )
 
 
@@ -28,7 +30,9 @@ def linear_attention(node: ir.Node, b: Builder) -> None:
     _require_defaults(node, state_window=0)
     heads, groups = (node.attributes.get_int(name, 0) for name in ("q_num_heads", "kv_num_heads"))
     if heads % groups:
-        raise ModelError(f"{label(node)} has {heads} heads of queries for {groups} of keys", hint="give a multiple")
+        raise ModelError(
+            f"{label(node)} has {heads} heads of queries for {groups} of keys", hint="give a multiple", code="OM1304"
+        )
     q, k, v = (present(node, i) for i in range(3))
     features = shape_of(v)[2] // groups
     kept = ("q_num_heads", "kv_num_heads", "scale", "update_rule")

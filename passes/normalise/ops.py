@@ -45,6 +45,7 @@ def known(node: ir.Node, index: int) -> np.ndarray | None:
         raise ModelError(
             f"input {index} of {label(node)}, '{value.name}', must be known when compiling, but depends on data",
             hint=value_hint(value),
+            code="OM1208",
         )
     return array.reshape(-1)
 
@@ -63,7 +64,7 @@ def axes_of(node: ir.Node, axes: Sequence[int], rank: int) -> list[int]:
     """
     for axis in axes:
         if not -rank <= axis < rank:
-            raise ModelError(f"{label(node)} has axis {axis}, but its input has {rank} dims")
+            raise ModelError(f"{label(node)} has axis {axis}, but its input has {rank} dims", code="OM1306")
     return sorted(axis % rank for axis in axes)
 
 
@@ -280,6 +281,7 @@ def gather(node: ir.Node, b: Builder) -> bool:
         raise ModelError(
             f"{label(node)} reads row {int(rows.max())} of '{x.name}' {list(shape)}, which has {shape[axis]}",
             hint="is the sequence longer than the model allows?",
+            code="OM1305",
         )
     return pick(node, b)
 

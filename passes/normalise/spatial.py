@@ -44,6 +44,7 @@ def _scales(node: ir.Node, shape: Sequence[int], axes: Sequence[int]) -> list[fl
         raise ModelError(
             f"the scales of {label(node)} must be known when compiling, but depend on data",
             hint=value_hint(node.inputs[2]),
+            code="OM1208",
         )
     policy = node.attributes.get_string("keep_aspect_ratio_policy", "stretch")
     if policy == "stretch" or not sizes:

@@ -18,6 +18,7 @@ from onnxmesh.compiler.ir.recipe import Recipe
 from onnxmesh.compiler.ir.rule import Port, Strategy
 from onnxmesh.compiler.ir.view import is_constant, shape_of
 from onnxmesh.compiler.ops.collectives import COLLECTIVES
+from onnxmesh.compiler.reason import Reason
 from onnxmesh.passes.graph.constants import recipe_of
 from onnxmesh.passes.place.candidates import Space
 from onnxmesh.passes.place.roles import Allowed
@@ -151,8 +152,9 @@ class Pinned:
                 self.met += len(wanted) * len(cls.nodes)
                 continue
             cuts = ", ".join(text(placement, cls.view.ranks) for placement in wanted.values())
-            allowed.notes[cls.index] = f"no way to run it has the placements that the model pins: {cuts}"
-            self.unmet += [(str(node.name), allowed.notes[cls.index]) for node in cls.nodes]
+            note = Reason(f"no way to run it has the placements that the model pins: {cuts}", "OM2103")
+            allowed.notes[cls.index] = note
+            self.unmet += [(str(node.name), note) for node in cls.nodes]
 
 
 def _meets(strategy: Strategy, port: Port, wanted: Placement) -> bool:
@@ -186,6 +188,7 @@ def pinned(graph: ir.Graph, axis: str, ranks: int, pins: Sequence[Pin]) -> Pinne
                 raise ModelError(
                     f"'{pin.tensor}' of node '{pin.node}' is pinned to {both} on {axis}",
                     hint="give one sharding spec for a tensor of a node",
+                    code="OM1409",
                 )
     return result
 

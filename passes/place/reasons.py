@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from onnxmesh.compiler.ir import rule
 from onnxmesh.compiler.ir.loose import why_apart
 from onnxmesh.compiler.ir.rule import Strategy
+from onnxmesh.compiler.reason import Reason
 from onnxmesh.passes.place.roles import Allowed
 from onnxmesh.passes.place.tie import NodeClass
 
 
 def why_replicated(cls: NodeClass, found: Sequence[Strategy], axis: str, allowed: Allowed) -> str:
-    """The reason, for a class of nodes whose chosen strategy is to replicate.
+    """The reason, with its code, for a class of nodes whose chosen strategy is to replicate.
 
     Args:
         found: the strategies that its rule gave, the replicated one among them.
@@ -22,9 +23,10 @@ def why_replicated(cls: NodeClass, found: Sequence[Strategy], axis: str, allowed
     if cls.index in allowed.notes:
         return allowed.notes[cls.index]
     if rule.find(view.op) is None:
-        return why_apart(view.op) or f"no rule for {view.op}"
+        return why_apart(view.op) or Reason(f"no rule for {view.op}", "OM2104")
     if len(found) < 2:
-        return f"none of its dims can be cut for {view.ranks} ranks"
+        return Reason(f"none of its dims can be cut for {view.ranks} ranks", "OM2108")
     if len(allowed.strategies[cls.index]) < 2:
-        return f"the {axis} axis leaves no other way: it keeps weights whole and sequences together"
-    return "cheaper than to cut it, which would send more than it saves"
+        words = f"the {axis} axis leaves no other way: it keeps weights whole and sequences together"
+        return Reason(words, "OM2109")
+    return Reason("cheaper than to cut it, which would send more than it saves", "OM2110")

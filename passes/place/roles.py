@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from onnxmesh.compiler.ir.rule import OpView, Port, Strategy
 from onnxmesh.compiler.options import CpStrategy
+from onnxmesh.compiler.reason import Reason
 from onnxmesh.passes.place.candidates import Space
 from onnxmesh.passes.place.tie import NodeClass
 from onnxmesh.runtime.placement import Placement, Replicate, Shard
@@ -105,7 +106,7 @@ def _tensor(space: Space, _: CpStrategy) -> Allowed:
             most = min(WORST_SHARE * least, (1.0 + least) / 2)
             kept = [s for s in kept if shares[s] <= max(least, most)]
         elif weight_ports(cls.view):
-            result.notes[cls.index] = "no dim of the weight can be cut on this axis"
+            result.notes[cls.index] = Reason("no dim of the weight can be cut on this axis", "OM2101")
         result.strategies.append(kept)
     return result
 
@@ -143,7 +144,8 @@ def _context(space: Space, cp_strategy: CpStrategy) -> Allowed:
         if kept:
             result.strategies[index] = kept
         else:
-            result.notes[index] = f"self-attention cannot run as {cp_strategy}: no cut of it fits this axis"
+            words = f"self-attention cannot run as {cp_strategy}: no cut of it fits this axis"
+            result.notes[index] = Reason(words, "OM2102")
     return result
 
 

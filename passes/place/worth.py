@@ -18,6 +18,7 @@ def check_worth(placed: Placed, cp_strategy: CpStrategy) -> None:
         raise ShardingError(
             f"nothing could be sharded on {placed.axis}={placed.ranks}: {reason}",
             hint="choose another number of ranks, or pass --allow-replicated to run it replicated",
+            code={"tp": "OM2001", "cp": "OM2002", "dp": "OM2003"}[placed.axis],
         )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
+from onnxmesh.compiler.reason import Reason
 from onnxmesh.passes.graph.match import (
     Editor,
     Finding,
@@ -74,7 +75,7 @@ def _gelu(editor: Editor, node: ir.Node) -> Finding | None:
             editor.replace(out, editor.op("Gelu", [x], shape_of(x), attrs=attrs))
             return Finding("Gelu", label(node), True, attrs["approximate"])
         found = wrong or f"the factor is {factor:g}, expected 0.5"
-    return Finding("Gelu", label(node), False, found) if found is not None else None
+    return Finding("Gelu", label(node), False, Reason(found, "OM3401")) if found is not None else None
 
 
 def _swish(editor: Editor, node: ir.Node) -> Finding | None:
@@ -91,7 +92,7 @@ def _swish(editor: Editor, node: ir.Node) -> Finding | None:
         if wrong is None:
             editor.replace(out, editor.op("Gelu", [x], shape_of(x), attrs={"approximate": "tanh"}))
             return Finding("Gelu", label(node), True, "tanh, written with a sigmoid")
-        return Finding("Swish", label(node), False, wrong)
+        return Finding("Swish", label(node), False, Reason(wrong, "OM3402"))
     return None
 
 

@@ -80,10 +80,10 @@ def _around(editor: Editor, softmax: ir.Node) -> Finding | None:
     name = label(softmax)
     if isinstance(scores, Miss):
         plausible = isinstance(weights, Weights) or between_contractions(softmax)
-        return Finding(PATTERN, name, False, str(scores)) if plausible else None
+        return Finding(PATTERN, name, False, scores.reason) if plausible else None
     if isinstance(weights, Miss):
         computed = not any(is_constant(v) for v in scores.source.operands)
-        return Finding(PATTERN, name, False, str(weights)) if computed else None
+        return Finding(PATTERN, name, False, weights.reason) if computed else None
     keys = scores.source.operands[scores.key]
     if is_constant(keys) and len(shape_of(keys)) == 2:
         return None  # a linear, a softmax, a product
@@ -91,7 +91,7 @@ def _around(editor: Editor, softmax: ir.Node) -> Finding | None:
         reason = _replace(editor, scores, weights)
     except Miss as miss:
         editor.drop_unused()
-        return Finding(PATTERN, name, False, str(miss))
+        return Finding(PATTERN, name, False, miss.reason)
     if softmax.graph is editor.graph:
         reason += "; its weights have other users and are computed beside it"
     editor.drop_unused()
@@ -106,7 +106,7 @@ def _replace(editor: Editor, scores: Scores, weights: Weights) -> str:
     """
     source, target = scores.source, weights.target
     if (scores.sink is not None) != weights.dropped:
-        raise Miss("a score without a key stands beside the others, and its weight meets a value")
+        raise Miss("a score without a key stands beside the others, and its weight meets a value", code="OM3105")
     sizes = source.sizes()
     s, t = sizes[source.out[-2]], sizes[source.out[-1]]
     key = scores.key
@@ -183,10 +183,14 @@ def _operand(source: Contraction, index: int, batch: str, matrix: str, full: Seq
     sizes = dict(zip(labels, shape_of(value)))
     order = [c for c in batch if c in labels] + list(matrix)
     if sorted(order) != sorted(labels):
-        raise Miss(f"the dims of an operand of {label(source.node)} are not batch, rows and one summed dim")
+        raise Miss(
+            f"the dims of an operand of {label(source.node)} are not batch, rows and one summed dim", code="OM3101"
+        )
     two = grouped([sizes.get(c, 1) for c in batch], full, grid.b, grid.h)
     if two is None or two[0] not in (1, grid.b):
-        raise Miss(f"an operand of {label(source.node)} broadcasts in its batch dims, {list(sizes.values())}")
+        raise Miss(
+            f"an operand of {label(source.node)} broadcasts in its batch dims, {list(sizes.values())}", code="OM3101"
+        )
     perm = tuple(labels.index(c) for c in order)
     return Operand(value, [Step("transpose", perm), Step("reshape", (*two, sizes[matrix[0]], sizes[matrix[1]]))])
 
@@ -198,15 +202,15 @@ def _values(target: Contraction, weights: Weights, grid: Grid) -> tuple[Operand,
     batch = mine[:-2]
     e = [c for c in other if c not in mine]
     if target.summed != t or len(e) != 1 or not set(batch + s) <= set(target.out):
-        raise Miss(f"{label(target.node)} does not sum over the keys alone")
+        raise Miss(f"{label(target.node)} does not sum over the keys alone", code="OM3105")
     sizes = target.sizes()
     full = [sizes[c] for c in batch]
     if math.prod(full) != grid.b * grid.h:
-        raise Miss(f"the weights broadcast over the values of {label(target.node)}")
+        raise Miss(f"the weights broadcast over the values of {label(target.node)}", code="OM3105")
     v = _operand(target, 1 - weights.index, batch, t + e[0], full, grid)
     order = batch + s + e[0]
     if len(order) != len(target.out):
-        raise Miss(f"the output of {label(target.node)} is not batch, queries and values")
+        raise Miss(f"the output of {label(target.node)} is not batch, queries and values", code="OM3105")
     rest = [
         Step("reshape", tuple(sizes[c] for c in order)),
         Step("transpose", tuple(order.index(c) for c in target.out)),
@@ -222,7 +226,7 @@ def _inputs(q: Operand, k: Operand, v: Operand, dtype: ir.DataType | None, out: 
             return Inputs(*found, result.dtype, result)
     found = _resolved(q, k, v, dtype, out.dtype)
     if found is None:
-        raise Miss("the element types of q, k and v do not go together")
+        raise Miss("the element types of q, k and v do not go together", code="OM3106")
     return Inputs(*found, dtype, out)
 
 
@@ -248,7 +252,7 @@ def _attention(
     """The Attention op over the operands, brought to rank 4; one that tells its statistics where there is a sink."""
     heads = max(inputs.k.shape[1], inputs.v.shape[1])
     if grid.h % heads:
-        raise Miss(f"{grid.h} heads of q cannot share {heads} heads of k and v")
+        raise Miss(f"{grid.h} heads of q cannot share {heads} heads of k and v", code="OM3106")
     q = _expanded(editor, inputs.q, grid.b, grid.h, inputs.dtype)
     for op, factor, batch in scores.factors:
         number = rank4(editor, factor, grid.at(batch))
@@ -287,7 +291,7 @@ def _masked_row(editor: Editor, scores: Scores, weights: Weights, masks: Masks) 
     if weights.hidden is not None:
         before = {c for c, _ in masks.conditions}
         if set(conditions(editor, weights.hidden)) != before or masks.added is not None:
-            raise Miss("the mask behind the softmax is not the one before it")
+            raise Miss("the mask behind the softmax is not the one before it", code="OM3103")
         return "zero"
     if scores.floor or (masks.fill is not None and masks.fill != -math.inf):
         return "uniform"

@@ -375,7 +375,7 @@ def rank4(editor: Editor, value: ir.Value, grid: Grid) -> ir.Value:
     if len(shape) == 4 and grid.batch == (grid.b, grid.h):
         return value
     if len(shape) > len(grid.batch) + 2:
-        raise Miss(f"the mask has rank {len(shape)}, the scores have rank {len(grid.batch) + 2}")
+        raise Miss(f"the mask has rank {len(shape)}, the scores have rank {len(grid.batch) + 2}", code="OM3103")
     padded = (1,) * (len(grid.batch) + 2 - len(shape)) + shape
     batch = grouped(padded[:-2], grid.batch, grid.b, grid.h)
     if batch is None or batch[0] not in (1, grid.b) or batch[1] not in (1, grid.h):
@@ -383,7 +383,7 @@ def rank4(editor: Editor, value: ir.Value, grid: Grid) -> ir.Value:
         value = editor.op("Expand", [value], padded, domain=DOMAIN)
         batch = grouped(grid.batch, grid.batch, grid.b, grid.h)
     if batch is None:
-        raise Miss(f"the mask of shape {list(shape)} does not fit {grid.b} x {grid.h} heads")
+        raise Miss(f"the mask of shape {list(shape)} does not fit {grid.b} x {grid.h} heads", code="OM3103")
     return editor.op("Reshape", [value], (*batch, *padded[-2:]), domain=DOMAIN)
 
 

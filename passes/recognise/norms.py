@@ -70,7 +70,7 @@ def recognise_norms(editor: Editor) -> Iterator[Finding]:
         try:
             norm = _match(editor, node, squared, centre, *epsilon)
         except Miss as miss:
-            yield Finding(pattern, label(node), False, str(miss))
+            yield Finding(pattern, label(node), False, miss.reason)
             continue
         _replace(editor, norm)
         yield Finding(pattern, label(node), True, f"epsilon {norm.epsilon:g}")
@@ -179,22 +179,22 @@ def given_mean(squared: ir.Value) -> ir.Node:
 def _check_axes(mean: ir.Node, rank: int) -> None:
     axes = [axis % rank for axis in ints(mean, "axes")]
     if axes != [rank - 1]:
-        raise Miss(f"reduction over axes {axes} of {rank} dims, expected the last alone")
+        raise Miss(f"reduction over axes {axes} of {rank} dims, expected the last alone", code="OM3301")
     if not integer(mean, "keepdims", 1):
-        raise Miss("the reduction does not keep its dim")
+        raise Miss("the reduction does not keep its dim", code="OM3301")
 
 
 def _inverse_root(variance: ir.Value) -> tuple[ir.Value | None, ir.Value | None]:
     """(1 / sqrt(variance), sqrt(variance)): what the graph has of them."""
     node = only_user(variance, "Sqrt", "Pow", "Rsqrt")
     if node is None:
-        raise Miss("the variance has other users beside its root")
+        raise Miss("the variance has other users beside its root", code="OM3302")
     result = node.outputs[0]
     if node.op_type == "Rsqrt":
         return result, None
     power = scalar(node.inputs[1]) if node.op_type == "Pow" else 0.5
     if node.op_type == "Pow" and (node.inputs[0] is not variance or power not in (0.5, -0.5)):
-        raise Miss(f"the variance is raised to {power}, expected 0.5 or -0.5")
+        raise Miss(f"the variance is raised to {power}, expected 0.5 or -0.5", code="OM3302")
     if power == -0.5:
         return result, None
     inverse = only_user(result, "Reciprocal", "Div")
@@ -210,16 +210,16 @@ def _normalised(x: ir.Value, inverse: ir.Value | None, root: ir.Value | None) ->
     node = only_user(factor, "Mul" if inverse is not None else "Div")
     if node is None:
         readers = ", ".join(sorted(n.op_type for n in users(factor))) or "nothing"
-        raise Miss(f"x / root is expected behind the root, but {readers} reads it")
+        raise Miss(f"x / root is expected behind the root, but {readers} reads it", code="OM3302")
     value = other(node, factor)
     if root is not None and node.inputs[1] is not root:
-        raise Miss("the root is divided, expected x / root")
+        raise Miss("the root is divided, expected x / root", code="OM3302")
     if _same(value, x):
         return node.outputs[0], None
     following = only_user(node.outputs[0], "Mul") if inverse is not None else None
     if following is not None and _is_scale(value, x) and _same(other(following, node.outputs[0]), x):
         return following.outputs[0], value
-    raise Miss("the value that the root divides is not the one that was squared")
+    raise Miss("the value that the root divides is not the one that was squared", code="OM3302")
 
 
 def _same(a: ir.Value, b: ir.Value) -> bool:

@@ -109,7 +109,7 @@ def recognise_rotary(editor: Editor) -> Iterator[Finding]:
             else:
                 continue
         except Miss as miss:
-            yield Finding(PATTERN, label(node), False, str(miss))
+            yield Finding(PATTERN, label(node), False, miss.reason)
             continue
         yield Finding(PATTERN, label(node), True, kind)
 
@@ -158,25 +158,25 @@ def _rotated(joined: Joined) -> Whole | None:
     if second is None or first is None:
         sources = [_sliced(v) for v in (negative, _bare(joined.second))]
         if sources[0] is not None and sources[0] is sources[1]:
-            raise Miss("the parts of the rotated value are not the two halves of the last dim")
+            raise Miss("the parts of the rotated value are not the two halves of the last dim", code="OM3201")
         return None
     if first.of != second.of:
         return None
     if first.second or not second.second:
-        raise Miss("the parts are rotated the other way: expected (-second, first)")
+        raise Miss("the parts are rotated the other way: expected (-second, first)", code="OM3201")
     _check_joined(joined, first.of)
     return first.of
 
 
 def _check_joined(joined: Joined, whole: Whole) -> None:
     if whole.interleaved != joined.interleaved:
-        raise Miss("the parts are taken apart one way and put together the other way")
+        raise Miss("the parts are taken apart one way and put together the other way", code="OM3201")
     _check_shape(joined, whole)
 
 
 def _check_shape(joined: Joined, whole: Whole) -> None:
     if whole.shape != joined.shape:
-        raise Miss(f"parts of {list(whole.shape)} are put together as {list(joined.shape)}")
+        raise Miss(f"parts of {list(whole.shape)} are put together as {list(joined.shape)}", code="OM3201")
 
 
 def _whole(joined: Joined, whole: Whole) -> tuple[Rotation, ir.Value]:
@@ -184,21 +184,21 @@ def _whole(joined: Joined, whole: Whole) -> tuple[Rotation, ir.Value]:
     rotated = after_cast(joined.value)
     product = only_user(rotated, "Mul")
     if product is None:
-        raise Miss("rotate(x) is not multiplied by one table")
+        raise Miss("rotate(x) is not multiplied by one table", code="OM3202")
     total = only_user(product.outputs[0], "Add")
     if total is None:
-        raise Miss("rotate(x) * sin is not added to one value")
+        raise Miss("rotate(x) * sin is not added to one value", code="OM3202")
     straight = producer(other(total, product.outputs[0]), "Mul")
     if straight is None:
-        raise Miss("what rotate(x) * sin is added to is not a product")
+        raise Miss("what rotate(x) * sin is added to is not a product", code="OM3202")
     sides = [i for i in (0, 1) if whole.is_(given(straight, i))]
     if not sides:
-        raise Miss("what rotate(x) * sin is added to is not x * cos of the same x")
+        raise Miss("what rotate(x) * sin is added to is not x * cos of the same x", code="OM3202")
     x, cos, sin = given(straight, sides[0]), given(straight, 1 - sides[0]), other(product, rotated)
     _check_table(cos, shape_of(x), shape_of(x)[-1])
     _check_table(sin, shape_of(x), shape_of(x)[-1])
     if shape_of(total.outputs[0]) != shape_of(x):
-        raise Miss("the tables have more dims than x")
+        raise Miss("the tables have more dims than x", code="OM3203")
     return Rotation(x, cos, sin, joined.interleaved), total.outputs[0]
 
 
@@ -217,7 +217,7 @@ def _parts(editor: Editor, joined: Joined) -> Rotation | None:
     if c[0] < d[0]:
         c, d = d, c
     if [second for second, _ in (a, b, c, d)] != [False, True, True, False]:
-        raise Miss("the parts of x are not combined as x1 * cos - x2 * sin, x2 * cos + x1 * sin")
+        raise Miss("the parts of x are not combined as x1 * cos - x2 * sin, x2 * cos + x1 * sin", code="OM3202")
     _check_shape(joined, whole)
     cos, sin = _table(a[1], c[1], joined), _table(b[1], d[1], joined)
     x = editor.reshape(whole.value, whole.shape)
@@ -253,9 +253,9 @@ def _table(one: ir.Value, two: ir.Value, joined: Joined) -> ir.Value:
         return one
     first, second = _part(one, joined.interleaved), _part(two, joined.interleaved)
     if first is None or second is None or first.of != second.of or first.second or not second.second:
-        raise Miss("the two parts are multiplied by different tables")
+        raise Miss("the two parts are multiplied by different tables", code="OM3203")
     if first.of.interleaved != joined.interleaved:
-        raise Miss("the table is taken apart in another way than x")
+        raise Miss("the table is taken apart in another way than x", code="OM3203")
     _check_table(first.of.value, joined.shape, joined.shape[-1])
     return first.of.value
 
@@ -263,9 +263,9 @@ def _table(one: ir.Value, two: ir.Value, joined: Joined) -> ir.Value:
 def _check_table(table: ir.Value, shape: tuple[int, ...], size: int) -> None:
     found = shape_of(table)
     if found[-1:] != (size,):
-        raise Miss(f"a table has the last dim {found[-1] if found else 1}, expected {size}")
+        raise Miss(f"a table has the last dim {found[-1] if found else 1}, expected {size}", code="OM3203")
     if len(found) > len(shape) or any(n not in (1, m) for n, m in zip(found[::-1], shape[::-1])):
-        raise Miss(f"a table of shape {list(found)} does not broadcast to {list(shape)}")
+        raise Miss(f"a table of shape {list(found)} does not broadcast to {list(shape)}", code="OM3203")
 
 
 # --- taking apart -------------------------------------------------------------------------------------------

@@ -92,11 +92,11 @@ def find_scores(softmax: ir.Node) -> Scores:
     start, sink = _beside_sink(unshifted(given(softmax, 0), (len(shape_of(softmax.outputs[0])) - 1,)))
     source, path = _path(start, DEPTH, set())
     if not last_axis(softmax, default=-1):
-        raise Miss("the softmax is not over the last axis")
+        raise Miss("the softmax is not over the last axis", code="OM3102")
     keys, queries = source.out[-1:], source.out[-2:-1]
     owners = [[keys in labels, queries in labels] for labels in source.labels]
     if sorted(owners) != [[False, True], [True, False]] or len(source.summed) != 1:
-        raise Miss(f"the scores of {label(source.node)} are not batch, queries and keys ({source.out})")
+        raise Miss(f"the scores of {label(source.node)} are not batch, queries and keys ({source.out})", code="OM3101")
     scores = Scores(source, shape_of(source.node.outputs[0])[:-2], sink=sink)
     for node, index in path:
         _pass(scores, node, index)
@@ -120,7 +120,7 @@ def _path(value: ir.Value, depth: int, seen: set[ir.Value]) -> tuple[Contraction
     if found is not None:
         return found, []
     ways: list[tuple[Contraction, Path]] = []
-    reason = Miss(f"no MatMul before the softmax: the scores come from {describe(value)}")
+    reason = Miss(f"no MatMul before the softmax: the scores come from {describe(value)}", code="OM3101")
     for index in _carriers(node) if node is not None and depth else ():
         assert node is not None
         before = given(node, index)
@@ -164,23 +164,23 @@ def _pass(scores: Scores, node: ir.Node, index: int) -> None:
     before, after = shape_of(node.inputs[index]), shape_of(node.outputs[0])
     if node.op_type == "Reshape":
         if before[-2:] != after[-2:]:
-            raise Miss(f"{label(node)} reshapes queries or keys")
+            raise Miss(f"{label(node)} reshapes queries or keys", code="OM3101")
         scores.batch = after[:-2]
         return
     if before != after:
-        raise Miss(f"the scores broadcast in {label(node)}")
+        raise Miss(f"the scores broadcast in {label(node)}", code="OM3101")
     match node.op_type:
         case "Mul" | "Div" | "Neg":
             found = scaled(node)
             if found is not None:
                 _scale(scores, found[1], node)
             elif scores.terms or scores.cap:
-                raise Miss(f"{label(node)} multiplies capped or masked scores by more than one number")
+                raise Miss(f"{label(node)} multiplies capped or masked scores by more than one number", code="OM3104")
             else:
                 scores.factors.append((node.op_type, given(node, 1 - index), scores.batch))
         case "Tanh":
             if scores.terms or scores.cap:
-                raise Miss(f"{label(node)} is not a soft cap: masks or another cap come before it")
+                raise Miss(f"{label(node)} is not a soft cap: masks or another cap come before it", code="OM3104")
             scores.cap = 1.0
         case "Add" | "Sub":
             sign = 1.0 if node.op_type == "Add" else -1.0
@@ -199,7 +199,7 @@ def _hiding(node: ir.Node, index: int) -> float:
     number = scalar(node.inputs[index])
     assert number is not None
     if number > HIDES:
-        raise Miss(f"{label(node)} puts {number:g} in the place of scores: not low enough to hide a key")
+        raise Miss(f"{label(node)} puts {number:g} in the place of scores: not low enough to hide a key", code="OM3103")
     return number
 
 
@@ -211,7 +211,7 @@ def _scale(scores: Scores, factor: float, node: ir.Node) -> None:
     if not scores.terms:
         return
     if factor <= 0 or any(t.seen is not None and t.fill * factor > HIDES for t in scores.terms):
-        raise Miss(f"{label(node)} multiplies masked scores by {factor:g}")
+        raise Miss(f"{label(node)} multiplies masked scores by {factor:g}", code="OM3104")
     scores.terms = [replace(t, factor=t.factor * factor, fill=t.fill * factor) for t in scores.terms]
 
 
@@ -244,7 +244,7 @@ def _weights(value: ir.Value, so_far: Weights, depth: int) -> Weights:
         except Miss as miss:
             reason = reason or miss
     ops = sorted({n.op_type for n in users(value)}) or ["an output"]
-    raise reason or Miss(f"MatMul missing on the value side: the weights go to {', '.join(ops)}")
+    raise reason or Miss(f"MatMul missing on the value side: the weights go to {', '.join(ops)}", code="OM3105")
 
 
 def _after(node: ir.Node, value: ir.Value, so_far: Weights) -> Weights | None:

@@ -37,7 +37,9 @@ def import_cupy() -> Any:
     try:
         import cupy
     except ImportError as error:
-        raise RunError(f"CUDA needs CuPy ({' '.join(str(error).split())[:200]})", hint=_INSTALL) from error
+        raise RunError(
+            f"CUDA needs CuPy ({' '.join(str(error).split())[:200]})", hint=_INSTALL, code="OM5201"
+        ) from error
     return cupy
 
 
@@ -51,7 +53,9 @@ def import_nccl() -> Any:
     try:
         from cupy.cuda import nccl
     except ImportError as error:
-        raise RunError(f"ranks on GPUs need NCCL ({' '.join(str(error).split())[:200]})", hint=_INSTALL) from error
+        raise RunError(
+            f"ranks on GPUs need NCCL ({' '.join(str(error).split())[:200]})", hint=_INSTALL, code="OM5201"
+        ) from error
     return nccl
 
 
@@ -65,7 +69,7 @@ def device_count() -> int:
     try:
         count = int(cupy.cuda.runtime.getDeviceCount())
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise RunError(f"no GPU can be used: {error}", hint='use device="cpu"') from error
+        raise RunError(f"no GPU can be used: {error}", hint='use device="cpu"', code="OM5202") from error
     return count
 
 
@@ -84,6 +88,7 @@ def own_gpu(local_rank: int, count: int, visible: str | None) -> int:
     raise RunError(
         f"rank {local_rank} of this host has no GPU: its process sees {count}",
         hint="start as many ranks on a host as it has GPUs",
+        code="OM5202",
     )
 
 
@@ -101,7 +106,7 @@ class CudaDevice(Device):
 
     def __init__(self, index: int = 0, groups: NcclGroups | None = None, *, graph: bool = True) -> None:
         if not 0 <= index < device_count():
-            raise RunError(f"there is no GPU {index}: this process sees {device_count()}")
+            raise RunError(f"there is no GPU {index}: this process sees {device_count()}", code="OM5202")
         from onnxmesh.runtime.cuda.namespace import Namespace
 
         self.xp = Namespace()
@@ -179,7 +184,9 @@ class CudaDevice(Device):
         with self.scope():
             array = as_array(value)
         if isinstance(array, self._cupy.ndarray) and int(array.device.id) != int(self._device.id):
-            raise InvalidArgument(f"the array is on GPU {array.device.id}, this session on GPU {self._device.id}")
+            raise InvalidArgument(
+                f"the array is on GPU {array.device.id}, this session on GPU {self._device.id}", code="OM5009"
+            )
         return array
 
     def holds(self, array: Array) -> bool:

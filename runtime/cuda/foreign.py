@@ -37,7 +37,7 @@ def as_array(value: Any) -> Array:
             return value
         return cupy.from_dlpack(value) if hasattr(value, "__dlpack__") else cupy.asarray(value)
     except Exception as error:  # the other library's own
-        raise InvalidArgument(f"the array cannot be shared: {' '.join(str(error).split())}") from error
+        raise InvalidArgument(f"the array cannot be shared: {' '.join(str(error).split())}", code="OM5009") from error
 
 
 def as_host_array(value: Any) -> np.ndarray:
@@ -60,4 +60,6 @@ def stream_pointer(stream: Any) -> int:
     if hasattr(stream, "__cuda_stream__"):
         protocol = stream.__cuda_stream__
         return int((protocol() if callable(protocol) else protocol)[1])
-    raise InvalidArgument(f"not a CUDA stream: {type(stream).__name__}", hint="pass CuPy's, torch's, or a pointer")
+    raise InvalidArgument(
+        f"not a CUDA stream: {type(stream).__name__}", hint="pass CuPy's, torch's, or a pointer", code="OM5009"
+    )

@@ -64,7 +64,7 @@ class ProcessRanks:
     def __init__(self, plan: Plan, source: Fetch | str | Path, timeout: float, graph: bool = True) -> None:
         size = plan.mesh.size
         if device_count() < size:
-            raise RunError(f"the plan is for {size} ranks, and this process sees {device_count()} GPUs")
+            raise RunError(f"the plan is for {size} ranks, and this process sees {device_count()} GPUs", code="OM5202")
         self.timeout = timeout
         self._runs = 0
         self._store = StoreServer()
@@ -104,7 +104,7 @@ class ProcessRanks:
         self, command: frames.Header, arrays: Mapping[str, np.ndarray] | None = None, within: float = 0
     ) -> list[tuple[frames.Header, frames.Arrays]]:
         if not self._stop.alive:
-            raise RunError("the ranks have ended")
+            raise RunError("the ranks have ended", code="OM5011")
         try:
             return self._call([command] * len(self._sockets), arrays, within)
         except BaseException:
@@ -151,7 +151,9 @@ class ProcessRanks:
                 ready = selector.select(max(0.0, end - time.monotonic()))
                 if not ready:
                     missing = ", ".join(str(rank) for rank in range(len(self._sockets)) if rank not in answers)
-                    raise RunError(f"no answer from rank {missing}", hint="is it only slow? raise the timeout")
+                    raise RunError(
+                        f"no answer from rank {missing}", hint="is it only slow? raise the timeout", code="OM5108"
+                    )
                 for key, _ in ready:
                     answers[key.data] = self._answer(key.data)
                     selector.unregister(key.fileobj)
@@ -171,16 +173,16 @@ class ProcessRanks:
                     if process.poll() is not None:
                         raise self._ended(other)
             kind = _ERRORS.get(str(frame[0]["kind"]), RunError)
-            raise kind(str(frame[0]["error"]), hint=str(frame[0]["hint"]))
+            raise kind(str(frame[0]["error"]), hint=str(frame[0]["hint"]), code=str(frame[0]["code"]))
         return frame
 
     def _ended(self, rank: int) -> RunError:
         try:
             code = self._processes[rank].wait(1.0)
         except subprocess.TimeoutExpired:
-            return RunError(f"rank {rank} does not answer any more")
+            return RunError(f"rank {rank} does not answer any more", code="OM5108")
         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-        return RunError(f"the process of rank {rank} {how}")
+        return RunError(f"the process of rank {rank} {how}", code="OM5108")
 
 
 def _places(plan: Plan, source: Fetch | str | Path, temporary: Path) -> tuple[Path, str]:

@@ -68,8 +68,9 @@ def _leash(control: socket.socket) -> None:
 def _report(control: socket.socket, error: Exception) -> None:
     """Tell the controlling process, which raises it."""
     text, hint = str(error.args[0] if error.args else error), getattr(error, "hint", "")
+    code = getattr(error, "code", "")
     try:
-        frames.send(control, {"kind": type(error).__name__, "error": text, "hint": hint})
+        frames.send(control, {"kind": type(error).__name__, "error": text, "hint": hint, "code": code})
     except OSError:
         print(f"error: {text}", file=sys.stderr)
 

@@ -98,13 +98,15 @@ def steps(kind: str, text: str, inputs: int) -> tuple[Step, ...]:
 
     whole = json.loads(text)
     if not isinstance(whole, list):
-        raise PlanError(f"not a fused expression: {text}")
+        raise PlanError(f"not a fused expression: {text}", code="OM4007")
     visit(whole)
     cores = [step for step in result if step.op in CORES[kind]]
     if len(cores) != bool(CORES[kind]) or any(step.operands[0] is None for step in cores):
-        raise PlanError(f"the expression of a {kind} holds one {' or '.join(sorted(CORES[kind]))}: {text}")
+        raise PlanError(
+            f"the expression of a {kind} holds one {' or '.join(sorted(CORES[kind]))}: {text}", code="OM4007"
+        )
     if kind == "FusedMatMul" and cores[0].operands != (0, 1):
-        raise PlanError(f"the MatMul of a FusedMatMul is of inputs 0 and 1: {text}")
+        raise PlanError(f"the MatMul of a FusedMatMul is of inputs 0 and 1: {text}", code="OM4007")
     _check_rotary(result, CORES[kind], inputs, text)
     return tuple(result)
 
@@ -115,19 +117,19 @@ def _check_rotary(program: Sequence[Step], cores: frozenset[str], inputs: int, t
     for at in places:
         x, *tables = program[at].operands
         if len(places) > 1 or x is None or len(tables) != 2 or any(t is None or t >= inputs for t in tables):
-            raise PlanError(f"an expression holds one Rotary at most, and its tables are inputs: {text}")
+            raise PlanError(f"an expression holds one Rotary at most, and its tables are inputs: {text}", code="OM4007")
     turned: set[int | None] = {inputs + at for at in places}
     for number, step in enumerate(program, inputs):
         if turned.intersection(step.operands):
             turned.add(number)
             if step.op in cores:
-                raise PlanError(f"a Rotary stands before the {step.op}: {text}")
+                raise PlanError(f"a Rotary stands before the {step.op}: {text}", code="OM4007")
 
 
 def parts(expression: Any, kind: str = "Fused") -> tuple[str, Mapping[str, Any], Sequence[Any]]:
     """(op, attributes, operands) of an op's node. Raises PlanError where it is none."""
     if not isinstance(expression, list | tuple) or len(expression) < 2 or not _is_op(expression[0], kind):
-        raise PlanError(f"not a fused expression: {expression!r}")
+        raise PlanError(f"not a fused expression: {expression!r}", code="OM4007")
     attributes = len(expression) > 2 and isinstance(expression[1], Mapping)
     if attributes:
         return expression[0], expression[1], expression[2:]
@@ -149,7 +151,7 @@ def _literal(part: Any) -> Step | None:
         return None
     name, value = part
     if not isinstance(value, bool | int | float) and value not in ("nan", "inf", "-inf"):
-        raise PlanError(f"not a number in a fused expression: {part!r}")
+        raise PlanError(f"not a number in a fused expression: {part!r}", code="OM4007")
     return Step(LITERAL, {"dtype": name, "value": float(value) if isinstance(value, str) else value}, ())
 
 

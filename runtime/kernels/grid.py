@@ -38,7 +38,7 @@ def grid_sample(call: Call, x: Array, grid: Array) -> Array:
     elif mode == "cubic":
         y = cubic(xp, at, pick)
     else:
-        raise PlanError(f"GridSample: the mode {mode!r} is unknown")
+        raise PlanError(f"GridSample: the mode {mode!r} is unknown", code="OM4006")
     return rounded(call, y.reshape(call.outs[0].shape))
 
 

@@ -72,7 +72,9 @@ def _evaluator(text: str, domain: str, version: int, kinds: tuple[str, ...]) -> 
         import onnx
         from onnx.reference import ReferenceEvaluator
     except ImportError as error:
-        raise RunError("the reference fallback needs the package onnx", hint="pip install onnx") from error
+        raise RunError(
+            "the reference fallback needs the package onnx", hint="pip install onnx", code="OM5301"
+        ) from error
     node = onnx.NodeProto.FromString(base64.b64decode(text))
     inputs = [onnx.helper.make_value_info(name, _proto(kind)) for name, kind in zip(_names("i", len(kinds)), kinds)]
     outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in node.output if name]

@@ -68,7 +68,7 @@ def find(op: str, backend: str = "xp") -> Kernel:
     """
     function = _KERNELS.get((op, backend)) or _KERNELS.get((op, "xp"))
     if function is None:
-        raise PlanError(f"no kernel for op {op!r}", hint="the plan may come from a newer onnxmesh")
+        raise PlanError(f"no kernel for op {op!r}", hint="the plan may come from a newer onnxmesh", code="OM4006")
     return function
 
 
@@ -83,7 +83,9 @@ def find_for(item: Launch, buffers: Sequence[Buffer], backend: str = "xp") -> Ke
         return find(item.kernel, backend)
     if not has_loose(item.kernel):
         of = " of values without a static type" if loose else ""
-        raise PlanError(f"no kernel for op {item.kernel!r}{of}", hint="the plan may come from a newer onnxmesh")
+        raise PlanError(
+            f"no kernel for op {item.kernel!r}{of}", hint="the plan may come from a newer onnxmesh", code="OM4006"
+        )
     return _KERNELS[item.kernel, "loose"]
 
 

@@ -115,5 +115,5 @@ def shard(call: Call, x: Array) -> Array:
     dim, segments = call.attrs["dim"], segments_of(call.attrs["segments"])
     held, local = sum(s.size * s.copies for s in segments), call.outs[0].shape[dim]
     if local == 0 or held % local:
-        raise PlanError(f"Shard: segments {segments} do not give {local} entries on a rank")
+        raise PlanError(f"Shard: segments {segments} do not give {local} entries on a rank", code="OM4005")
     return cut(x, Shard(dim, segments), held // local, call.coordinate[call.attrs["axis"]], call.xp)
