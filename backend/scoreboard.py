@@ -16,7 +16,7 @@ Json = dict[str, Any]
 ROOT = Path(__file__).parents[1]
 STORED = ROOT / "benchmarks" / "results" / "backend.json"
 DOCUMENT, README = ROOT / "docs" / "backend.md", ROOT / "README.md"
-BEGIN, END = "<!-- scoreboard -->", "<!-- end of scoreboard -->"
+MARK = "scoreboard"
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 
@@ -69,16 +69,18 @@ def store(device: str, row: Json, onnx_version: str) -> None:
     kept = board["devices"] if board["onnx"] == onnx_version else {}
     board = {"onnx": onnx_version, "devices": {**kept, device: row}}
     STORED.write_text(json.dumps(board, indent=1) + "\n")
-    _put(DOCUMENT, text(board))
-    _put(README, summary(board))
+    put(DOCUMENT, text(board), MARK)
+    put(README, summary(board), MARK)
 
 
-def _put(document: Path, content: str) -> None:
-    before, begin, rest = document.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+def put(document: Path, content: str, mark: str) -> None:
+    """Write what stands between two marks of a document anew."""
+    first, last = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    before, begin, rest = document.read_text().partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"{document} has no lines {BEGIN} and {END}")
-    document.write_text(f"{before}{BEGIN}\n\n{content}\n\n{END}{after}")
+        raise ValueError(f"{document} has no lines {first} and {last}")
+    document.write_text(f"{before}{begin}\n\n{content}\n\n{end}{after}")
 
 
 # --- as text ------------------------------------------------------------------------------------------------

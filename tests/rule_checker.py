@@ -151,6 +151,8 @@ def random(tensor: Tensor, rng: np.random.Generator) -> np.ndarray:
             .astype(np.int8 if tensor.kind in "qw" else np.uint8)
             .astype(dtype)
         )
+    if tensor.kind == "t":
+        return np.arange(np.prod(shape, dtype=int)).reshape(shape) % 2 == 0
     if tensor.kind == "b":
         return rng.random(shape) < 0.4
     return rng.standard_normal(shape).astype(dtype)

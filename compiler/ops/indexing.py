@@ -90,6 +90,16 @@ def reverse_sequence(view: OpView) -> Factors:
     return Factors((labels, (labels[batch],)), (labels,))
 
 
+def compress(view: OpView) -> Factors | None:
+    """The dims beside the one whose entries are taken; without an axis x is taken as flat, and none is beside it."""
+    shape, axis = view.ins[0], view.attr("axis")
+    assert shape is not None
+    if axis is None:
+        return None
+    labels: Labels = tuple(None if i == axis % len(shape) else label for i, label in enumerate(numbered(shape)))
+    return Factors((labels, (None,)), (labels,), linear=LINEAR)
+
+
 register("Gather", factors=gather)
 register("GatherElements", factors=gather_elements)
 register("GatherND", factors=gather_nd)
@@ -97,3 +107,8 @@ register("ScatterND", factors=scatter_nd)
 register("ScatterElements", factors=scatter_elements)
 register("OneHot", factors=one_hot)
 register("ReverseSequence", factors=reverse_sequence)
+register(
+    "Compress",
+    factors=compress,
+    samples=(("f[6,13,12], t[13] -> f[6,7,12]", {"axis": -2}), ("i[13,6], t[13] -> i[7,6]", {"axis": 0})),
+)

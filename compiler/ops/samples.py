@@ -27,6 +27,7 @@ KINDS = {
     "n": "int64",  # 0, 1, 2, ...
     "u": "uint8",  # below 4
     "b": "bool",
+    "t": "bool",  # true, false, true, ...
     "q": "int8",
     "Q": "uint8",  # all of it
     "w": "int4",
