@@ -18,6 +18,7 @@ from onnxmesh.compiler.ir.rule import Shape, itemsize
 from onnxmesh.compiler.ir.view import dtype_of, plain_attrs, shape_of
 from onnxmesh.compiler.layout import layout, place_of, renames
 from onnxmesh.compiler.ops.collectives import COLLECTIVES, unpack
+from onnxmesh.compiler.trace import stored
 from onnxmesh.passes.graph.constants import recipe_of
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Replicate
@@ -101,6 +102,9 @@ def _program(graph: ir.Graph) -> tuple[Program, tuple[Weight, ...]]:
             state.made.update(dict.fromkeys(node.outputs, made))
         else:
             _lower_node(state, node)
+    for value, made in state.made.items():
+        if value in state.of and made:
+            stored(value, state.of[value], max(made))
     inputs = tuple(_port(state, value) for value in graph.inputs)
     outputs = tuple(_port(state, value) for value in graph.outputs)
     places = memory.plan(_lifetimes(state, outputs))

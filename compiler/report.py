@@ -20,6 +20,7 @@ from onnxmesh.compiler.options import Options
 from onnxmesh.compiler.predict import Survey, Timing
 from onnxmesh.compiler.reason import Reason, code_of
 from onnxmesh.compiler.report_origins import origins, placement_by_axis
+from onnxmesh.compiler.trace import trace
 from onnxmesh.passes.graph.match import Finding
 from onnxmesh.passes.graph.provenance import origin
 from onnxmesh.passes.place.place import Placed
@@ -92,6 +93,7 @@ def build_report(
         "replicated": [entry for p in placed for entry in _replicated(p)],
         "fallback": list(_fallback(plan.programs[0])),
         "uneven": _uneven(plan, placed),
+        "trace": trace(graph, plan.mesh),
         "patterns": [
             {"pattern": f.pattern, "node": f.node, "found": f.found, "reason": f.reason, "code": code_of(f.reason)}
             for f in findings

@@ -25,7 +25,9 @@ SINGLE, HALF = 1e-4, 2e-2
 
 Arrays = Mapping[str, np.ndarray]
 Path = str | os.PathLike[str]
-_HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+_HALVES = {int(TensorProto.FLOAT16), int(TensorProto.BFLOAT16)}
+_DTYPES = ("to", "dtype", "output_dtype", "softmax_precision")
+"""Attributes that name a dtype that values have or are computed in."""
 
 
 @dataclass(frozen=True)
@@ -209,30 +211,33 @@ def _is_half(kind: Any) -> bool:
     return kind in (np.float16, ml_dtypes.bfloat16)
 
 
-def widen(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with float32 wherever it says float16 or bfloat16: weights, inputs, casts, outputs. In place."""
+def widen(model: onnx.ModelProto, to: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """The model with float32 wherever it says float16 or bfloat16: weights, inputs, casts, outputs. In place.
+
+    With `to` float64, that is what it has wherever it says float32 or less.
+    """
     if model.functions:
         import onnx.inliner
 
         model = onnx.inliner.inline_local_functions(model)
-    _widen_graph(model.graph)
+    _widen_graph(model.graph, to, _HALVES if to == TensorProto.FLOAT else {*_HALVES, TensorProto.FLOAT})
     return model
 
 
-def _widen_graph(graph: onnx.GraphProto) -> None:
+def _widen_graph(graph: onnx.GraphProto, to: int, narrow: set[int]) -> None:
     for tensor in graph.initializer:
-        _widen_tensor(tensor)
+        _widen_tensor(tensor, to, narrow)
     for value in (*graph.input, *graph.output, *graph.value_info):
         kind = value.type.tensor_type
-        if kind.elem_type in _HALVES:
-            kind.elem_type = TensorProto.FLOAT
+        if kind.elem_type in narrow:
+            kind.elem_type = to
     for attribute in _attributes(graph.node):
-        if attribute.name in ("to", "dtype", "output_dtype") and attribute.i in _HALVES:
-            attribute.i = TensorProto.FLOAT
+        if attribute.name in _DTYPES and attribute.i in narrow:
+            attribute.i = to
         elif attribute.type == onnx.AttributeProto.TENSOR:
-            _widen_tensor(attribute.t)
+            _widen_tensor(attribute.t, to, narrow)
         elif attribute.type == onnx.AttributeProto.GRAPH:
-            _widen_graph(attribute.g)
+            _widen_graph(attribute.g, to, narrow)
 
 
 def _attributes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.AttributeProto]:
@@ -240,7 +245,7 @@ def _attributes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.AttributeProto
         yield from node.attribute
 
 
-def _widen_tensor(tensor: onnx.TensorProto) -> None:
-    if tensor.data_type in _HALVES:
-        wide = numpy_helper.to_array(tensor).astype(np.float32)
+def _widen_tensor(tensor: onnx.TensorProto, to: int, narrow: set[int]) -> None:
+    if tensor.data_type in narrow:
+        wide = numpy_helper.to_array(tensor).astype(np.float32 if to == TensorProto.FLOAT else np.float64)
         tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))

@@ -36,6 +36,7 @@ LAYERS = (
         "onnxmesh.compiler.old_scans",
         "onnxmesh.compiler.oldest",
         "onnxmesh.compiler.strides",
+        "onnxmesh.compiler.trace",
         "onnxmesh.compiler.lower",
         "onnxmesh.compiler.memory",
         "onnxmesh.passes",

@@ -41,5 +41,6 @@ def _move(graph: ir.Graph, gather: ir.Node) -> None:
     first.attributes["dim"] = ir.AttrInt64("dim", perm[dim])
     second = on(graph, transpose, first.outputs[0], source.dtype, shape_of(out))
     graph.insert_after(gather, [first, second])
+    second.outputs[0].meta.update(out.meta)
     out.replace_all_uses_with(second.outputs[0])
     graph.remove([gather, transpose], safe=True)

@@ -42,6 +42,7 @@ def _move(graph: ir.Graph, groups: Groups, node: ir.Node) -> None:
     for each in between:
         made.append(on(graph, each, made[-1].outputs[0], node.outputs[0].dtype, shape_of(each.outputs[0])))
     graph.insert_after(node, made)
+    made[-1].outputs[0].meta.update(node.outputs[0].meta)
     substitute(graph, node.outputs[0], made[-1].outputs[0])
     graph.remove([node, *reversed(between)], safe=True)
 

@@ -52,6 +52,7 @@ def _move(graph: ir.Graph, groups: Groups, node: ir.Node) -> None:
             made.append(copied(graph, each, old, value))
             value = made[-1].outputs[0]
         graph.insert_after(path[-1], made)
+        value.meta.update(path[-1].outputs[0].meta)
         path[-1].outputs[0].replace_all_uses_with(value)
     graph.remove([*(view for path in paths for view in reversed(path)), *reversed(chain)], safe=True)
 

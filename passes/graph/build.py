@@ -137,7 +137,7 @@ def on(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType | Non
     copy = ir.Node(node.domain, node.op_type, [value], attributes, name=name)
     copy.meta.update({"origin": node.name, **node.meta})
     copy.outputs[0].name = fresh(graph, node.outputs[0].name or node.op_type)
-    copy.outputs[0].meta.update(node.outputs[0].meta)
+    copy.outputs[0].meta.update({key: x for key, x in node.outputs[0].meta.items() if not key.startswith("global_")})
     set_type(copy.outputs[0], dtype, tuple(shape))
     return copy
 
