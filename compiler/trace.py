@@ -24,7 +24,7 @@ def trace(graph: ir.Graph, mesh: Mesh) -> list[dict[str, Any]]:
     """The values of a graph that was lowered which may be the model's own, in the order in which they are ready.
 
     A value is one of the model's if the model has its name. Names that the compiler makes up are left out where they
-    can be told: they hold a `~`, or the value has no placement on each axis of several ranks.
+    can be told: the value has no global view, or no placement on each axis of several ranks.
     """
     axes = {axis for axis, size in mesh.axes if size > 1}
     found = [entry for node in graph for value in node.outputs for entry in _entries(value, axes)]
@@ -34,7 +34,8 @@ def trace(graph: ir.Graph, mesh: Mesh) -> list[dict[str, Any]]:
 def _entries(value: ir.Value, axes: set[str]) -> Iterator[dict[str, Any]]:
     name = str(value.meta.get("global_name", value.name))
     spec = value.meta.get("spec", ())
-    if _STORED not in value.meta or is_loose(value) or "~" in name or axes - {axis for axis, _ in spec}:
+    known = "global_name" in value.meta and axes <= {axis for axis, _ in spec} if axes else "~" not in name
+    if _STORED not in value.meta or is_loose(value) or not known:
         return
     buffer, ready = value.meta[_STORED]
     yield {

@@ -18,7 +18,7 @@ LAYERS = (
     {"onnxmesh.cli", "onnxmesh.__main__"},
     {"onnxmesh.cli_options"},
     {"onnxmesh.models", "onnxmesh.backend"},
-    {"onnxmesh.inspection"},
+    {"onnxmesh.inspection", "onnxmesh.verification"},
     {"onnxmesh.compiler.verification", "onnxmesh.compiler.choose_text"},
     {"onnxmesh.compiler.choose"},
     {"onnxmesh.compiler.api"},

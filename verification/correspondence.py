@@ -81,7 +81,7 @@ def tensors(plan: Plan, model: Model) -> list[Tensor]:
         raise VerificationError("the plan does not say which values of the model it holds", hint="compile it again")
     program = plan.programs[0]
     writes = _writes(program)
-    order = {name: place for name, place in model.values.items()}
+    order = model.values
     known = [entry for entry in trace if model.has(entry["name"])]
     known.sort(key=lambda entry: (entry["ready"], order.get(entry["name"], -1)))
     result = []
@@ -126,7 +126,8 @@ def _anchor(forms: Sequence[Tensor], tensor: Tensor, keep: dict[int, int]) -> Te
 def _skipped(model: Model, compared: dict[str, list[Tensor]]) -> dict[str, str]:
     left = [name for name in model.values if name and name not in compared]
     return {
-        name: "a constant, folded" if model.is_constant(name) else "within an instruction that does more" for name in left
+        name: "a constant, folded" if model.is_constant(name) else "inside a fused or recognised op"
+        for name in left
     }
 
 

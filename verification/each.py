@@ -23,11 +23,12 @@ from onnxmesh.runtime.placement import Replicate, text
 from onnxmesh.runtime.plan import Instruction, Launch, Plan
 from onnxmesh.runtime.recipe import Fetch
 from onnxmesh.runtime.session import Session
-from onnxmesh.runtime.views import cut_view, join_views
-from onnxmesh.verification.correspondence import Check, Schedule, Tensor, global_index, schedule
-from onnxmesh.verification.model import Arrays, Model, Path
+from onnxmesh.runtime.views import join_views
+from onnxmesh.verification.comparison import Comparison, compare
+from onnxmesh.verification.correspondence import Check, Schedule, Tensor, schedule
+from onnxmesh.verification.model import Arrays, Model, Path, Segment
 from onnxmesh.verification.oracle import Oracle
-from onnxmesh.verification.rounding import Judgement, Spread, allowed, judge, scale, unit_roundoff
+from onnxmesh.verification.rounding import Spread, unit_roundoff
 
 DAY = 86400.0
 """Seconds that ranks wait for each other: as long as a check takes."""
@@ -70,6 +71,7 @@ class Difference:
         local_index: in the piece of the first of them.
         float64: what onnx.reference gives in float64, where it can.
         allowed: how far from that, or from the reference, it may be.
+        segment: the model's nodes that make it from the tensors before.
         arrays: the pieces of all ranks, the reference's result, float64's, and the inputs of the segment.
     """
 
@@ -81,7 +83,7 @@ class Difference:
     reference: Any
     float64: Any
     allowed: float
-    check: Check
+    segment: Segment
     arrays: Arrays = field(repr=False, default_factory=dict)
 
 
@@ -194,85 +196,62 @@ class _Work:
         values = {name: self._value(name, anchor) for name, anchor in check.anchors.items()}
         expected = self.oracle.run(segment, values)[tensor.name] if segment.nodes else values[tensor.name]
         if tuple(expected.shape) != tensor.shape:
-            raise VerificationError(f"its shape is {list(tensor.shape)}, the model's {list(expected.shape)}")
+            raise VerificationError("of another shape in the plan")
         pieces = dict(self._pieces(tensor))
         unit = max(unit_roundoff(x.dtype) for x in (expected, *values.values(), *pieces.values()))
         bound = self.oracle.bound(segment, values, unit, tensor.name)
-        size = scale(expected)
-        judged = {rank: self._judge(x, tensor, rank, expected, size, bound, None) for rank, x in pieces.items()}
-        spread = None
-        if any(item.wrong for item in judged.values()) and segment.nodes:
-            spread = self._spread(segment, values, expected, tensor.name, bound.relative)
-            if spread is not None:
-                size = scale(spread.exact)
-                judged = {r: self._judge(x, tensor, r, expected, size, bound, spread) for r, x in pieces.items()}
-        compared = self._compared(tensor, item, pieces[0], judged.values(), spread is not None)
+
+        def spread() -> Spread | None:
+            return self._spread(segment, values, expected, bound.relative) if segment.nodes else None
+
+        found = compare(tensor, self.plan.mesh, pieces, expected, bound, spread)
+        compared = self._compared(found, item)
         self.result.compared.append(compared)
         if compared.wrong:
-            self._differ(check, compared, pieces, expected, values, size, bound, judged, spread)
+            arrays = {} if self.result.differences else self._arrays(found, values)
+            self.result.differences.append(self._difference(found, compared, segment, arrays))
 
-    def _judge(
-        self, piece: np.ndarray, tensor: Tensor, rank: int, expected: np.ndarray, size: np.ndarray, bound: Any,
-        spread: Spread | None,
-    ) -> Judgement:  # fmt: skip
-        if spread is not None:
-            spread = Spread(self._cut(spread.exact, tensor, rank), self._cut(spread.slack, tensor, rank))
-        return judge(piece, self._cut(expected, tensor, rank), self._cut(size, tensor, rank), bound, spread)
-
-    def _spread(self, segment: Any, values: Arrays, expected: np.ndarray, name: str, change: float) -> Spread | None:
+    def _spread(self, segment: Segment, values: Arrays, expected: np.ndarray, change: float) -> Spread | None:
         """What float64 says; None where nothing computes the segment in it."""
+        (name,) = segment.outputs
         try:
             runs = self.oracle.run_exactly(segment, values, change)
             return Spread.of(next(runs)[name], expected, (run[name] for run in runs))
         except VerificationError:
             return None
 
-    def _differ(
-        self, check: Check, compared: Compared, pieces: Arrays | dict[int, np.ndarray], expected: np.ndarray,
-        values: Arrays, size: np.ndarray, bound: Any, judged: Mapping[int, Judgement], spread: Spread | None,
-    ) -> None:  # fmt: skip
-        """Note the first wrong element."""
-        tensor, mesh = check.tensor, self.plan.mesh
-        found = []
-        for rank, judgement in judged.items():
-            if judgement.wrong:
-                local = tuple(map(int, np.unravel_index(judgement.first, pieces[rank].shape)))
-                found.append((global_index(local, tensor, mesh, rank), rank, local))
-        index, rank, local = min(found)
-        exact = spread.exact[index] if spread is not None else None
-        slack = float(spread.slack[index]) if spread is not None else 0.0
-        limit = allowed(float(np.abs(exact if exact is not None else expected[index])), float(size[index]), slack, bound)
-        arrays: dict[str, np.ndarray] = {}
-        if not self.result.differences:
-            arrays |= {f"ours.rank{rank}": np.array(x) for rank, x in self._own(tensor)}
-            arrays |= {"reference": np.array(expected)} | ({"float64": spread.exact} if spread is not None else {})
-            arrays |= {f"input.{name}": np.array(x) for name, x in values.items()}
-        ranks = mesh.group(rank, tensor.partial_axes) if tensor.partial_axes else (rank,)
-        ours = pieces[rank][local]
-        self.result.differences.append(
-            Difference(compared, ranks, index, local, ours, expected[index], exact, limit, check, arrays)
-        )
-
-    def _compared(
-        self, tensor: Tensor, item: Instruction, piece: np.ndarray, judged: Any, exact: bool
-    ) -> Compared:
-        judged = list(judged)
+    def _compared(self, found: Comparison, item: Instruction) -> Compared:
+        tensor, piece, mesh = found.tensor, next(iter(found.pieces.values())), self.plan.mesh
         number = self.model.producer(tensor.name)
-        placement = {a: text(p, self.plan.mesh.axis_size(a)) for a, p in tensor.spec if not isinstance(p, Replicate)}
         return Compared(
             tensor.name,
-            self.model.label(number) if number is not None else "an input",
-            self.model.op(number) if number is not None else "",
+            "" if number is None else self.model.label(number),
+            "an input" if number is None else self.model.op(number),
             item.kernel if isinstance(item, Launch) else item.kind,
             tensor.ready,
             piece.dtype.name,
             tensor.shape,
-            placement,
-            max(judgement.worst for judgement in judged),
-            max(judgement.largest for judgement in judged),
-            sum(judgement.wrong for judgement in judged),
-            exact,
+            {axis: text(p, mesh.axis_size(axis)) for axis, p in tensor.spec if not isinstance(p, Replicate)},
+            found.worst,
+            found.largest,
+            found.wrong,
+            found.spread is not None,
         )
+
+    def _difference(self, found: Comparison, compared: Compared, segment: Segment, arrays: Arrays) -> Difference:
+        place, shares = found.first(), found.tensor.partial_axes
+        ranks = self.plan.mesh.group(place.rank, shares) if shares else (place.rank,)
+        ours, right = found.pieces[place.rank][place.local], found.expected[place.index]
+        exact, limit = found.exact(place.index), found.allowed(place.index)
+        return Difference(compared, ranks, place.index, place.local, ours, right, exact, limit, segment, arrays)
+
+    def _arrays(self, found: Comparison, values: Arrays) -> dict[str, np.ndarray]:
+        """What a bug report needs of a tensor, in memory of its own."""
+        arrays = {f"rank{rank}": np.array(x) for rank, x in self._own(found.tensor)}
+        arrays["reference"] = np.array(found.expected)
+        if found.spread is not None:
+            arrays["float64"] = found.spread.exact
+        return arrays | {f"input.{name}": np.array(x) for name, x in values.items()}
 
     # --- the ranks' memory --------------------------------------------------------------------------------------
 
@@ -306,8 +285,3 @@ class _Work:
             return np.asarray(self.feeds[name])
         value = self.kept[anchor.number] if anchor.number in self.kept else self._whole(anchor)
         return value.astype(np.float32) if self.widened and is_narrow(value.dtype) else value
-
-    def _cut(self, array: np.ndarray, tensor: Tensor, rank: int) -> np.ndarray:
-        """The piece of a whole tensor that a rank should have, or of a sum all its ranks together."""
-        spec = tuple((axis, placement) for axis, placement in tensor.spec if axis not in tensor.partial_axes)
-        return cut_view(array, spec, self.plan.mesh, rank, np)

@@ -20,7 +20,9 @@ from onnxmesh.compiler.sources import reader
 INLINE = 1 << 12
 """Weights of up to so many bytes stand in a segment as constants; larger ones are its inputs."""
 
-RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"})
+RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
 
 Arrays = Mapping[str, np.ndarray]
 Path = str | os.PathLike[str]
