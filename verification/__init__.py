@@ -1,1 +1,1 @@
-"""Verification tensor by tensor: a sharded run beside the model's own nodes, and what differs first (docs/verify.md)."""
+"""Verification tensor by tensor: a run beside the model's own nodes, and what differs first (docs/verify.md)."""

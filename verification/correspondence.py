@@ -126,8 +126,7 @@ def _anchor(forms: Sequence[Tensor], tensor: Tensor, keep: dict[int, int]) -> Te
 def _skipped(model: Model, compared: dict[str, list[Tensor]]) -> dict[str, str]:
     left = [name for name in model.values if name and name not in compared]
     return {
-        name: "a constant, folded" if model.is_constant(name) else "inside a fused or recognised op"
-        for name in left
+        name: "a constant, folded" if model.is_constant(name) else "inside a fused or recognised op" for name in left
     }
 
 

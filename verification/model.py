@@ -123,15 +123,20 @@ class Model:
         """Whether a node of it makes random numbers."""
         return any(self.op(number) in RANDOM for number in segment.nodes)
 
-    def proto(self, segment: Segment, values: Arrays, weights: Arrays, inline: int = INLINE) -> onnx.ModelProto:
-        """The segment as a model of its own. Weights of more than `inline` bytes are inputs, after the others."""
+    def proto(
+        self, segment: Segment, values: Arrays, weights: Arrays, inline: int = INLINE, *, sized: bool = True
+    ) -> onnx.ModelProto:
+        """The segment as a model of its own. Weights of more than `inline` bytes are inputs, after the others.
+
+        Unless `sized`, inputs have dims of any size.
+        """
         small = {name for name, array in weights.items() if array.nbytes <= inline}
         arrays = {name: values[name] for name in segment.inputs}
         arrays |= {name: array for name, array in weights.items() if name not in small}
         graph = helper.make_graph(
             [self.node(number) for number in segment.nodes],
             "segment",
-            [_value_info(name, array) for name, array in arrays.items()],
+            [_value_info(name, array, sized) for name, array in arrays.items()],
             [onnx.ValueInfoProto(name=name) for name in segment.outputs],
             [_tensor(name, weights[name]) for name in sorted(small)],
         )
@@ -146,8 +151,9 @@ def element_type(array: np.ndarray) -> int:
     return int(ir.DataType.from_numpy(array.dtype))
 
 
-def _value_info(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, element_type(array), list(array.shape))
+def _value_info(name: str, array: np.ndarray, sized: bool) -> onnx.ValueInfoProto:
+    dims = list(array.shape) if sized else [None] * array.ndim
+    return helper.make_tensor_value_info(name, element_type(array), dims)
 
 
 def _tensor(name: str, array: np.ndarray) -> onnx.TensorProto:

@@ -100,12 +100,13 @@ class Oracle:
 
 
 def _with_runtime(model: Model, segment: Segment, values: Arrays, weights: Arrays) -> list[np.ndarray]:
+    """Some ops want their weights as constants; with sizes that are known, ONNX Runtime infers some shapes wrongly."""
     try:
-        return _run_session(model.proto(segment, values, weights), values, weights)
+        return _run_session(model.proto(segment, values, weights, sized=False), values, weights)
     except Exception:
         if not segment.weights:
             raise
-    return _run_session(model.proto(segment, values, weights, 1 << 31), values, weights)  # some must be constants
+    return _run_session(model.proto(segment, values, weights, 1 << 31, sized=False), values, weights)
 
 
 def _run_session(proto: onnx.ModelProto, values: Arrays, weights: Arrays) -> list[np.ndarray]:
