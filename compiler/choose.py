@@ -141,7 +141,7 @@ def estimate(
     precision: Precision = "model",
     jobs: int = 1,
 ) -> Choice:
-    """Compare every division of `ranks` into dp x cp x tp by its predicted time; nothing is written.
+    """Compare every division of `ranks` into dp x cp x tp by its predicted time; nothing is written::
 
         choice = onnxmesh.estimate("model.onnx", ranks=8)
         plan = onnxmesh.compile("model.onnx", **choice.best.candidate.arguments)

@@ -63,3 +63,9 @@ def _linears(path: str, up: np.ndarray, down: np.ndarray, ranks: int) -> None:
     weights = [numpy_helper.from_array(np.ascontiguousarray(w), n) for n, w in (("up", up), ("down", down))]
     graph = helper.make_graph(nodes, "mlp", ports[:1], ports[1:], weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+
+
+def fixture(name: str, path: str) -> None:
+    """An exported model, unless the page has just exported it."""
+    if not Path(path).exists():
+        Path(path).write_bytes((Path(__file__).parent / "fixtures" / name).read_bytes())

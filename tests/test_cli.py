@@ -239,8 +239,8 @@ def test_exit_codes_are_documented() -> None:
     from onnxmesh.compiler.errors import ModelError, ShardingError, VerificationError
     from onnxmesh.runtime import errors
 
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
     for kind in (ModelError, ShardingError, errors.PlanError, VerificationError, errors.RunError):
         row = f"| {kind.exit_code} | {kind.__name__} |"
         assert row in (errors.__doc__ or "")
-        assert f"| {kind.exit_code} |" in readme
+        assert f"| {kind.exit_code} |" in page
