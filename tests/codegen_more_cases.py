@@ -167,6 +167,10 @@ def reductions() -> Iterator[Case]:
                 yield case(f"Reduce{op}", [x], [(dtype(kind), shape)], how=make.layout(), axes=axes)
                 shape = tuple(n for i, n in enumerate(x.shape) if i not in axes)
                 yield case(f"Reduce{op}", [x], [(dtype(kind), shape)], axes=axes, keepdims=0)
+    for kind in ("uint8", "int8", "int16"):  # shuffles widen them
+        for op in ("Max", "Min"):
+            yield case(f"Reduce{op}", [make(kind, 3, 72)], [(dtype(kind), (3, 1))], axes=[1])
+    yield case("ReduceSumSquare", [make("uint32", 3, 72)], [(dtype("uint64"), (3, 1))], axes=[1])
     yield case("ReduceSum", [make("float32", 4100)], [(np.dtype("float32"), ())], axes=[0], keepdims=0)
     yield case("ReduceLogSum", [make("float32", 3, 50, positive=True)], [(np.dtype("float32"), (3, 1))], axes=[1])
 

@@ -80,7 +80,7 @@ static void block(int threads) {
 }
 }
 #define __syncthreads() fibers::wait(1)
-template <typename T> inline T __shfl_xor_sync(unsigned, T x, int step) {
+template <typename T> inline decltype(+T()) __shfl_xor_sync(unsigned, T x, int step) {  // small integers widen
     memcpy(&fibers::exchange[fibers::current], &x, sizeof(T));
     fibers::wait(2);
     T y;

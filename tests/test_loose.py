@@ -200,6 +200,21 @@ def test_optionals_hold_something_or_nothing() -> None:
         assert y is given if given is None else np.array_equal(y, x)
 
 
+def test_an_optional_that_holds_nothing_is_saved(tmp_path: Path) -> None:
+    kind = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [None])
+    nodes = [
+        onnx.helper.make_node("Optional", [], ["nothing"], type=kind),
+        onnx.helper.make_node("OptionalHasElement", ["nothing"], ["y"]),
+    ]
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.BOOL, [])
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", [], [y]), opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10
+    )
+    onnxmesh.compile(model).save(tmp_path / "x.plan")
+    with onnxmesh.Session(tmp_path / "x.plan") as session:
+        assert not session.run(None, {})[0]
+
+
 def test_strings_are_constants_inputs_and_outputs() -> None:
     model = parse("g (string[2] a) => (string[2] y, bool[2] same) { y = StringConcat(a, b)\n same = Equal(a, b) }")
     model.graph.initializer.append(onnx.helper.make_tensor("b", onnx.TensorProto.STRING, [2], ["x", "y"]))

@@ -61,12 +61,14 @@ def is_fixed(value: ir.Value | None, depth: int = FIXED_DEPTH) -> bool:
 
 
 def plain_attrs(node: ir.Node) -> dict[str, Any]:
-    """The node's attributes as Python values; dtypes (Cast's `to`) by NumPy name.
+    """The node's attributes as Python values; dtypes (Cast's `to`) by NumPy name. Types, as Optional has one, are left
+    out: values know theirs.
 
     Raises:
         CompilerDefect: a graph attribute, or a reference to a function's attribute.
     """
-    return {name: _plain(node, attr) for name, attr in sorted(node.attributes.items())}
+    types = (ir.AttributeType.TYPE_PROTO, ir.AttributeType.TYPE_PROTOS)
+    return {name: _plain(node, attr) for name, attr in sorted(node.attributes.items()) if attr.type not in types}
 
 
 def _plain(node: ir.Node, attr: ir.Attr) -> Any:

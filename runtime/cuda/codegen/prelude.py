@@ -59,7 +59,7 @@ template <typename T, int N> INLINE Pack<T, N> get(const T* p) { return *reinter
 template <typename T> INLINE T wide(T x) { return x; }
 INLINE bf16 narrow(float x, bf16) { return {(unsigned short)pack_bf16(x, 0.0f)}; }
 INLINE fp16 narrow(float x, fp16) { return {(unsigned short)pack_fp16(x, 0.0f)}; }
-template <typename T> INLINE T narrow(T x, T) { return x; }
+template <typename W, typename T> INLINE T narrow(W x, T) { return T(x); }
 template <typename T> INLINE float rounded(float x) { return wide(narrow(x, T())); }
 
 template <typename T, int N, typename W> INLINE void put(T* p, const W (&x)[N]) {
@@ -104,7 +104,7 @@ struct Minimum { template <typename T> INLINE T operator()(T a, T b) const { ret
 // or a multiple of 32 and the whole block; `parts` has room for T / 32 numbers.
 template <int T, typename A, typename F> INLINE A all_reduce(A x, F f, A* parts) {
 #pragma unroll
-    for (int step = (T < 32 ? T : 32) / 2; step; step /= 2) x = f(x, __shfl_xor_sync(0xffffffffu, x, step));
+    for (int step = (T < 32 ? T : 32) / 2; step; step /= 2) x = f(x, A(__shfl_xor_sync(0xffffffffu, x, step)));
     if constexpr (T > 32) {
         if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
         __syncthreads();
