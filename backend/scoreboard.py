@@ -26,8 +26,8 @@ KNOWN: Mapping[str, str] = {
     "to the exact one",
     "test_loop16_seq_none": "the runner asks the elements of a sequence for their length, and a scalar has none; the "
     "outputs are equal",
-    "test_dft_inverse*": "on a GPU; the expected output holds rounding errors of 1e-7 where zeros belong, and no absolute "
-    "error is allowed",
+    "test_dft_inverse*": "on a GPU: the expected output holds rounding errors of 1e-7 where zeros belong, and next "
+    "to no absolute error is allowed",
     "test_image_decoder*": "onnx.reference decodes images only where Pillow is installed",
 }
 """By a pattern of test names, what is known of those that do not pass."""
