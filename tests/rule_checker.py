@@ -2,7 +2,8 @@
 
 For every sample node and every strategy that its rule offers, random inputs are cut as the strategy says, the local
 computation runs as the compiler would make it (passes/partition/partition.py), on all ranks in lockstep, and the joined
-outputs are compared with the op's kernel on whole inputs. `python tests/rule_checker.py [OP...]` prints a summary.
+outputs are compared with the op's kernel on whole inputs. `python tests/rule_checker.py [OP...]` prints a summary,
+with `--store` into docs/rules.md.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import onnx_ir as ir
 from onnx_ir.convenience import convert_attributes
 
 import onnxmesh.compiler.ops.table  # noqa: F401
+from onnxmesh.backend.scoreboard import ROOT, put
 from onnxmesh.compiler.ir import rule, segments
 from onnxmesh.compiler.ir.recipe import get as recipe_of
 from onnxmesh.compiler.ir.rule import OpView, Port, Strategy
@@ -34,6 +36,7 @@ from onnxmesh.runtime.recipe import evaluate_shard
 RANKS = (2, 3, 4)
 AXIS, FIRST_AXIS = "tp", "cp"
 CUTS_PER_DIM = 10
+DOCUMENT = ROOT / "docs" / "rules.md"
 TOLERANCE = {"float32": (1e-4, 1e-5), "float16": (4e-3, 4e-3)}
 
 
@@ -136,6 +139,8 @@ def random(tensor: Tensor, rng: np.random.Generator) -> np.ndarray:
         return rng.uniform(0.1, 1, shape).astype(dtype)
     if tensor.kind == "z":
         return np.where(rng.random(shape) < 0.4, 0, rng.random(shape)).astype(dtype)
+    if tensor.kind == "s":
+        return rng.choice(np.array([0, 1, np.nan, np.inf, -np.inf], dtype), shape)
     if tensor.kind == "m":
         return np.where(rng.random(shape) < 0.4, 0, -np.inf).astype(dtype)
     if tensor.kind == "i":
@@ -266,21 +271,40 @@ def _difference(a: np.ndarray, b: np.ndarray) -> str:
     return f"by up to {np.nanmax(error, initial=0):.3g} in {np.mean(error > 1e-4):.0%} of its entries"
 
 
-def main(ops: Sequence[str]) -> int:
-    """Check the samples of `ops`, or all; print what is wrong and how much was proven."""
-    checked: Counter[str] = Counter()
-    wrong = 0
-    for sample in samples():
-        if ops and sample.op not in ops:
-            continue
-        for case in cases(sample):
-            checked[sample.op] += 1
-            message = check(case)
-            if message:
-                wrong += 1
-                print(message)
-    print(f"{sum(checked.values())} cases of {len(checked)} ops, {wrong} wrong")
-    return int(wrong > 0)
+def kinds(case: Case) -> Iterator[str]:
+    """What its placements are."""
+    placed = case.strategy.ins + case.strategy.outs
+    cuts = [p for p in placed if isinstance(p, Shard)]
+    if any(len(p.segments) > 1 for p in cuts):
+        yield "several segments"
+    if any(s.copies == case.ranks for p in cuts for s in p.segments):
+        yield "segments that every rank holds whole"
+    if any(1 < s.copies < case.ranks for p in cuts for s in p.segments):
+        yield "segments that some ranks share"
+    if any(isinstance(p, Partial) for p in placed):
+        yield "Partial results"
+    if case.strategy.expand:
+        yield "an expansion"
+
+
+def summary(checked: Sequence[Case], wrong: int) -> str:
+    """How much was proven, in words."""
+    ops = {case.sample.op for case in checked}
+    nodes = {str(case.sample) for case in checked}
+    found = Counter(kind for case in checked for kind in kinds(case))
+    having = ", ".join(f"{count:,} with {kind}" for kind, count in found.items())
+    return f"{len(checked):,} cases of {len(nodes)} nodes of {len(ops)} ops, {wrong} wrong; {having}."
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check the samples of some ops, or of all; print what is wrong and how much was proven, or `--store` that."""
+    ops = [argument for argument in arguments if argument != "--store"]
+    checked = [case for sample in samples() if not ops or sample.op in ops for case in cases(sample)]
+    wrong = [message for case in checked if (message := check(case))]
+    print(*wrong, summary(checked, len(wrong)), sep="\n")
+    if len(ops) < len(arguments) and not ops:
+        put(DOCUMENT, summary(checked, len(wrong)), "proven")
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

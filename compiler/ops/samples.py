@@ -22,6 +22,7 @@ KINDS = {
     "h": "float16",
     "p": "float32",  # positive, up to 1
     "z": "float32",  # as p, but often 0
+    "s": "float32",  # many are NaN or infinite
     "m": "float32",  # an additive mask: 0 or -inf
     "i": "int64",  # i<n: from -n to n - 1
     "n": "int64",  # 0, 1, 2, ...
@@ -95,7 +96,7 @@ _POSITIVE = "Log Sqrt Reciprocal Acos Asin Atanh".split()
 _LOGIC = "And Or Xor".split()
 _BITS = "BitwiseAnd BitwiseOr BitwiseXor".split()
 _COMPARE = "Equal Greater GreaterOrEqual Less LessOrEqual".split()
-_OTHERS = "Where Clip Cast BitCast BitShift BitwiseNot Not IsInf IsNaN Acosh Dropout Fused".split()
+_OTHERS = "Where Clip Cast BitCast BitShift BitwiseNot Not IsInf IsNaN Dropout Fused".split()
 
 
 def _elementwise() -> list[Sample]:
@@ -104,7 +105,7 @@ def _elementwise() -> list[Sample]:
     return [
         *(_sample(op, "f[3,12] -> f[3,12]") for op in unary),
         *(_sample(op, "p[3,12] -> p[3,12]") for op in _POSITIVE),
-        *(_sample(op, "f[3,12] -> b[3,12]") for op in ("IsInf", "IsNaN")),
+        *(_sample(op, "s[3,12] -> b[3,12]") for op in ("IsInf", "IsNaN")),
         *(_sample(op, "f[2,3,12], f[3,12] -> f[2,3,12]") for op in binary),
         *(_sample(op, "f[6,13], f[6,1] -> f[6,13]") for op in ("Add", "Mul")),
         *(_sample(op, "f[2,12], f[12]! -> f[2,12]") for op in ("Add", "Mul", "Div")),
@@ -119,7 +120,6 @@ def _elementwise() -> list[Sample]:
         _sample("Not", "b[3,12] -> b[3,12]"),
         _sample("BitwiseNot", "i[3,12] -> i[3,12]"),
         _sample("BitShift", "u[3,12], u[12] -> u[3,12]", direction="LEFT"),
-        _sample("Acosh", "n[12] -> n[12]"),
         _sample("Cast", "f[3,12] -> i[3,12]", to=7),
         _sample("Cast", "f[3,12] -> h[3,12]", to=10),
         _sample("BitCast", "f[3,12] -> j[3,12]", to=6),
@@ -224,6 +224,7 @@ VIEWS = [
     _sample("Pad", "f[12,6] -> f[12,9]", pads=[0, 1, 0, 2], mode="reflect"),
     _sample("Pad", "f[12,6] -> f[12,6]", pads=[2, 0, -2, 0], mode="edge"),
     _sample("Tile", "f[12,6] -> f[12,12]", repeats=[1, 2]),
+    _sample("Tile", "f[4,13] -> f[12,26]", repeats=[3, 2]),
     _sample("Tile", "f[12,0] -> f[24,0]", repeats=[2, 1]),
     _sample("Trilu", "f[6,12,12] -> f[6,12,12]", k=1, upper=0),
 ]

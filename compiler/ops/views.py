@@ -187,6 +187,16 @@ def tile(view: OpView) -> Factors:
     return Factors((labels,), (labels,), linear=(frozenset({0}),))
 
 
+def tile_repeated(view: OpView, port: Port, placement: Placement) -> Iterable[Strategy]:
+    """A repeated dim: the cut of the input is that of every repetition."""
+    if not isinstance(placement, Shard) or view.attr("repeats")[placement.dim] < 2:
+        return
+    dim, cut, repeats = placement.dim, placement.segments, view.attr("repeats")[placement.dim]
+    period = cut[: len(cut) // repeats] if port.is_output else cut
+    if (not port.is_output or period * repeats == cut) and algebra.fits(period, view.ranks):
+        yield Strategy("repeated", (Shard(dim, period),), (Shard(dim, period * repeats),))
+
+
 def trilu(view: OpView) -> Factors:
     """All dims but the matrix."""
     labels = (*numbered(view.outs[0])[:-2], None, None)
@@ -200,5 +210,5 @@ register("Concat", ports=concat, pairs=concat_pairs)
 register("Split", ports=split, pairs=split_pairs)
 register("Slice", ports=slice_, localise=slice_localise)
 register("Pad", factors=pad)
-register("Tile", factors=tile)
+register("Tile", factors=tile, ports=tile_repeated)
 register("Trilu", factors=trilu)
