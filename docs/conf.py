@@ -1,8 +1,10 @@
 """How Sphinx builds these pages: sphinx-build -W docs build/site."""
 
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / ".dev"))
 
@@ -22,8 +24,9 @@ autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
-napoleon_use_param = True
-napoleon_custom_sections = []
+napoleon_use_param = False
+
+default_role = "code"
 
 copybutton_prompt_text = "$ "
 pygments_style = "friendly"
@@ -38,4 +41,32 @@ html_theme_options = {
     "dark_css_variables": {"color-brand-primary": "#7db4ff", "color-brand-content": "#7db4ff"},
 }
 html_show_sourcelink = False
+html_show_copyright = False
 html_copy_source = False
+
+
+PAGE = re.compile(r"(?<![`\[/\w])(?<!\]\()docs/([\w-]+)\.md(?!`)")
+"""A page, as a file of the repository is named in plain text."""
+
+
+def _linked(found: re.Match[str], link: str) -> str:
+    return link if (Path(__file__).parent / f"{found[1]}.md").exists() else found[0]
+
+
+def link_docstring(app: Any, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Pages that a docstring names are links here."""
+    lines[:] = [PAGE.sub(lambda found: _linked(found, f":doc:`{found[1]}`"), line) for line in lines]
+
+
+def link_page(app: Any, name: str, source: list[str]) -> None:
+    """Pages that another one names are links here, but in code."""
+    up = "../" * name.count("/")
+    prose = re.split(r"(^```.*?^```)", source[0], flags=re.MULTILINE | re.DOTALL)
+    prose[::2] = [PAGE.sub(lambda found: _linked(found, f"[{found[1]}]({up}{found[1]}.md)"), p) for p in prose[::2]]
+    source[0] = "".join(prose)
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", link_docstring)
+    app.connect("source-read", link_page)

@@ -227,21 +227,21 @@ def _allgather(p: Picture) -> None:
 
 
 def _ulysses(p: Picture) -> None:
-    for x, title, dim in ((20, "by tokens", 0), (262, "by heads", 1), (456, "by heads", 1), (660, "by tokens", 0)):
+    for x, title, dim in ((20, "by tokens", 0), (236, "by heads", 1), (462, "by heads", 1), (660, "by tokens", 0)):
         p.text(x + 42, 34, title, "b")
         p.cut(x, 52, 84, 170, dim=dim)
     p.text(62, 244, "q, k, v", "m")
-    p.text(304, 244, "q, k, v", "m")
-    p.text(498, 244, "o", "m")
+    p.text(278, 244, "q, k, v", "m")
+    p.text(504, 244, "o", "m")
     p.text(702, 244, "o", "m")
-    p.arrow(110, 137, 256, 137, hot=True)
-    p.text(183, 126, "AllToAll", "hot b")
-    p.arrow(350, 137, 450, 137)
-    p.text(400, 126, "attention", "s")
-    p.text(400, 158, "whole sequence,", "s")
-    p.text(400, 174, "h/n heads", "s")
-    p.arrow(546, 137, 654, 137, hot=True)
-    p.text(600, 126, "AllToAll", "hot b")
+    p.arrow(110, 137, 230, 137, hot=True)
+    p.text(170, 126, "AllToAll", "hot b")
+    p.arrow(326, 137, 456, 137)
+    p.text(391, 126, "attention", "s")
+    p.text(391, 158, "whole sequence,", "s")
+    p.text(391, 174, "h/n heads", "s")
+    p.arrow(552, 137, 654, 137, hot=True)
+    p.text(603, 126, "AllToAll", "hot b")
     p.text(380, 284, "sent by a rank: (n − 1)/n of its own q, k, v and o", "s")
 
 
