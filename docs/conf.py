@@ -63,7 +63,15 @@ def link_page(app: Any, name: str, source: list[str]) -> None:
     up = "../" * name.count("/")
     prose = re.split(r"(^```.*?^```)", source[0], flags=re.MULTILINE | re.DOTALL)
     prose[::2] = [PAGE.sub(lambda found: _linked(found, f"[{found[1]}]({up}{found[1]}.md)"), p) for p in prose[::2]]
-    source[0] = "".join(prose)
+    source[0] = "".join(prose) + (_others(source[0]) if name == "index" else "")
+
+
+def _others(index: str) -> str:
+    """A last part of the navigation: pages beside the index that it does not name."""
+    names = sorted(path.stem for path in Path(__file__).parent.glob("*.md"))
+    left = [name for name in names if name != "index" and f"\n{name}\n" not in index]
+    lines = ("", "```{toctree}", ":caption: More", ":hidden:", "", *left, "```", "")
+    return "\n".join(lines) if left else ""
 
 
 def setup(app: Any) -> None:
