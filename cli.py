@@ -197,10 +197,17 @@ def _runs(seconds: Sequence[float]) -> str:
 @click.option("--inputs", type=click.Path(), help="An .npz file, or a folder; random ones if not given.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
 @click.option("--tolerance", type=click.FloatRange(min=0), help="Relative; 1e-4, or 2e-2 in half precision.")
+@click.option("--each", is_flag=True, help="Compare every tensor; name the first node, rank and element that differ.")
+@click.option("--save", "folder", type=click.Path(file_okay=False), help="Of --each: for the first difference.")
+@click.option("--reduce", "reduced", type=click.Path(), help="With --each: write the smallest part that still fails.")
+@click.option("--plan2", "other", type=click.Path(), help="Compare with this plan of MODEL, not with MODEL.")
+@click.option("--device", default="cpu", show_default=True, help="cuda: compare ranks on GPUs with ranks on the host.")
+@click.option("--json", "as_json", is_flag=True, help="With --each: print what was found as JSON.")
 @take.quiet
 @take.verbose
 def verify(model: str, plan: str | None, inputs: str | None, seed: int, **given: Any) -> None:
-    """Run MODEL sharded and whole, and compare every output. Exit code 6 if one differs."""
+    """Run MODEL sharded and whole, and compare every output, or --each tensor. Exit code 6 if one differs."""
+    given["each"] = given["each"] or given["reduced"] is not None
     from onnxmesh.compiler import verification
     from onnxmesh.runtime import io, launch
     from onnxmesh.runtime.serialize import load
@@ -211,7 +218,17 @@ def verify(model: str, plan: str | None, inputs: str | None, seed: int, **given:
     weights = launch.weights_source(model) if plan is not None and not stored else None
     ports = compiled.programs[0].inputs
     feeds = io.read_inputs(inputs, ports) if inputs is not None else io.random_inputs(compiled, seed)
-    result = verification.verify(compiled, model, feeds, weights=weights, tolerance=given["tolerance"])
+    asked = {name: given[name] for name in ("device", "each", "other", "reduced", "folder", "quiet", "as_json")}
+    if given["each"] or given["other"] is not None or given["device"] != "cpu":
+        from onnxmesh.verification import command
+
+        request = command.Request(compiled, model, feeds, weights, tolerance=given["tolerance"], **asked)
+        if not request.is_pair:
+            command.compare_each(request).check()
+            return
+        result = command.compare_pair(request)
+    else:
+        result = verification.verify(compiled, model, feeds, weights=weights, tolerance=given["tolerance"])
     if not given["quiet"]:
         _show(result)
     result.check()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,15 +23,13 @@ from onnxmesh.runtime.placement import Replicate, text
 from onnxmesh.runtime.plan import Instruction, Launch, Plan
 from onnxmesh.runtime.recipe import Fetch
 from onnxmesh.runtime.session import Session
-from onnxmesh.runtime.views import join_views
 from onnxmesh.verification.comparison import Comparison, compare
 from onnxmesh.verification.correspondence import Check, Schedule, Tensor, schedule
+from onnxmesh.verification.memory import DAY, held, pieces, whole
 from onnxmesh.verification.model import Arrays, Model, Path, Segment
 from onnxmesh.verification.oracle import Oracle
+from onnxmesh.verification.replay import Suspect
 from onnxmesh.verification.rounding import Spread, unit_roundoff
-
-DAY = 86400.0
-"""Seconds that ranks wait for each other: as long as a check takes."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Difference:
         local_index: in the piece of the first of them.
         float64: what onnx.reference gives in float64, where it can.
         allowed: how far from that, or from the reference, it may be.
-        segment: the model's nodes that make it from the tensors before.
+        check: the model's nodes that make it from the tensors before, and where these are.
         arrays: the pieces of all ranks, the reference's result, float64's, and the inputs of the segment.
     """
 
@@ -83,7 +81,7 @@ class Difference:
     reference: Any
     float64: Any
     allowed: float
-    segment: Segment
+    check: Check
     arrays: Arrays = field(repr=False, default_factory=dict)
 
 
@@ -96,6 +94,7 @@ class Examination:
         skipped: the model's values that were not compared, and why.
         references: how many segments each reference computed.
         exact: how many were computed in float64 too.
+        suspects: the instructions behind the first difference that the host computes otherwise.
     """
 
     compared: list[Compared] = field(default_factory=list)
@@ -104,6 +103,7 @@ class Examination:
     references: Mapping[str, int] = field(default_factory=dict)
     exact: int = 0
     seconds: float = 0.0
+    suspects: Sequence[Suspect] = ()
 
     @property
     def reasons(self) -> Counter[str]:
@@ -115,9 +115,10 @@ class Examination:
         if self.differences:
             first = self.differences[0]
             ranks = " and ".join(map(str, first.ranks))
+            behind = "".join(f" (instruction {x.instruction} on rank {x.rank})" for x in self.suspects[:1])
             raise VerificationError(
                 f"{len(self.differences)} of {len(self.compared)} tensors are wrong; the first is "
-                f"{first.compared.name!r} of node {first.compared.node!r} on rank {ranks}, element "
+                f"{first.compared.name!r} of node {first.compared.node!r} on rank {ranks}{behind}, element "
                 f"{list(first.index)}: {first.ours!s}, the reference has {first.reference!s}"
             )
 
@@ -187,7 +188,7 @@ class _Work:
             except VerificationError as error:
                 self.result.skipped[tensor.name] = str(error.args[0])
         if tensor.number in self.schedule.keep:
-            self.kept[tensor.number] = np.array(self._whole(tensor))
+            self.kept[tensor.number] = np.array(whole(self._open, tensor))
         for number in [n for n in self.kept if self.schedule.keep[n] <= tensor.number]:
             del self.kept[number]
 
@@ -197,19 +198,19 @@ class _Work:
         expected = self.oracle.run(segment, values)[tensor.name] if segment.nodes else values[tensor.name]
         if tuple(expected.shape) != tensor.shape:
             raise VerificationError("of another shape in the plan")
-        pieces = dict(self._pieces(tensor))
-        unit = max(unit_roundoff(x.dtype) for x in (expected, *values.values(), *pieces.values()))
+        own = dict(pieces(self._open, tensor))
+        unit = max(unit_roundoff(x.dtype) for x in (expected, *values.values(), *own.values()))
         bound = self.oracle.bound(segment, values, unit, tensor.name)
 
         def spread() -> Spread | None:
             return self._spread(segment, values, expected, bound.relative) if segment.nodes else None
 
-        found = compare(tensor, self.plan.mesh, pieces, expected, bound, spread)
+        found = compare(tensor, self.plan.mesh, own, expected, bound, spread)
         compared = self._compared(found, item)
         self.result.compared.append(compared)
         if compared.wrong:
             arrays = {} if self.result.differences else self._arrays(found, values)
-            self.result.differences.append(self._difference(found, compared, segment, arrays))
+            self.result.differences.append(self._difference(found, compared, check, arrays))
 
     def _spread(self, segment: Segment, values: Arrays, expected: np.ndarray, change: float) -> Spread | None:
         """What float64 says; None where nothing computes the segment in it."""
@@ -238,50 +239,29 @@ class _Work:
             found.spread is not None,
         )
 
-    def _difference(self, found: Comparison, compared: Compared, segment: Segment, arrays: Arrays) -> Difference:
+    def _difference(self, found: Comparison, compared: Compared, check: Check, arrays: Arrays) -> Difference:
         place, shares = found.first(), found.tensor.partial_axes
         ranks = self.plan.mesh.group(place.rank, shares) if shares else (place.rank,)
         ours, right = found.pieces[place.rank][place.local], found.expected[place.index]
         exact, limit = found.exact(place.index), found.allowed(place.index)
-        return Difference(compared, ranks, place.index, place.local, ours, right, exact, limit, segment, arrays)
+        return Difference(compared, ranks, place.index, place.local, ours, right, exact, limit, check, arrays)
 
     def _arrays(self, found: Comparison, values: Arrays) -> dict[str, np.ndarray]:
         """What a bug report needs of a tensor, in memory of its own."""
-        arrays = {f"rank{rank}": np.array(x) for rank, x in self._own(found.tensor)}
+        arrays = {f"rank{rank}": np.array(x) for rank, x in held(self._open, found.tensor)}
         arrays["reference"] = np.array(found.expected)
         if found.spread is not None:
             arrays["float64"] = found.spread.exact
         return arrays | {f"input.{name}": np.array(x) for name, x in values.items()}
 
-    # --- the ranks' memory --------------------------------------------------------------------------------------
-
-    def _own(self, tensor: Tensor) -> Iterator[tuple[int, np.ndarray]]:
-        """What every rank holds."""
+    @property
+    def _open(self) -> Session:
         assert self.session is not None
-        for rank, engine in self.session.engines.items():
-            yield rank, self.session.device.get(engine.array(tensor.buffer))
-
-    def _pieces(self, tensor: Tensor) -> Iterator[tuple[int, np.ndarray]]:
-        """What every rank holds; where ranks hold shares of a sum, their sum, of the first of them."""
-        own = dict(self._own(tensor))
-        if not tensor.partial_axes:
-            yield from own.items()
-            return
-        mesh = self.plan.mesh
-        shares = tuple((axis, placement) for axis, placement in tensor.spec if axis in tensor.partial_axes)
-        wide = {rank: x.astype(np.float32) if is_narrow(x.dtype) else x for rank, x in own.items()}
-        for rank in own:
-            if rank == mesh.group(rank, tensor.partial_axes)[0]:
-                yield rank, join_views(wide, shares, mesh, rank)
-
-    def _whole(self, tensor: Tensor) -> np.ndarray:
-        """The tensor, put together; the memory of a rank itself where that holds all of it."""
-        own = dict(self._own(tensor))
-        return own[0] if tensor.is_whole else join_views(own, tensor.spec, self.plan.mesh)
+        return self.session
 
     def _value(self, name: str, anchor: Tensor | None) -> np.ndarray:
         """An anchor's value in the model's dtype."""
         if anchor is None:
             return np.asarray(self.feeds[name])
-        value = self.kept[anchor.number] if anchor.number in self.kept else self._whole(anchor)
+        value = self.kept[anchor.number] if anchor.number in self.kept else whole(self._open, anchor)
         return value.astype(np.float32) if self.widened and is_narrow(value.dtype) else value

@@ -41,8 +41,8 @@ class Segment:
 class Model:
     """A model's nodes and weights, by name, with its functions inlined; weights are read when they are asked for."""
 
-    def __init__(self, path: Path) -> None:
-        model = frontend.original(path)
+    def __init__(self, source: Path | onnx.ModelProto) -> None:
+        model = frontend.original(source)
         common.InlinePass()(model)
         common.RemoveInitializersFromInputsPass()(model)
         self._graph = model.graph
@@ -136,7 +136,7 @@ class Model:
         graph = helper.make_graph(
             [self.node(number) for number in segment.nodes],
             "segment",
-            [_value_info(name, array, sized) for name, array in arrays.items()],
+            [value_info(name, array, sized) for name, array in arrays.items()],
             [onnx.ValueInfoProto(name=name) for name in segment.outputs],
             [_tensor(name, weights[name]) for name in sorted(small)],
         )
@@ -151,7 +151,8 @@ def element_type(array: np.ndarray) -> int:
     return int(ir.DataType.from_numpy(array.dtype))
 
 
-def _value_info(name: str, array: np.ndarray, sized: bool) -> onnx.ValueInfoProto:
+def value_info(name: str, array: np.ndarray, sized: bool = True) -> onnx.ValueInfoProto:
+    """A value's name and type; unless `sized`, with dims of any size."""
     dims = list(array.shape) if sized else [None] * array.ndim
     return helper.make_tensor_value_info(name, element_type(array), dims)
 
