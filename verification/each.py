@@ -115,7 +115,9 @@ class Examination:
         if self.differences:
             first = self.differences[0]
             ranks = " and ".join(map(str, first.ranks))
-            behind = "".join(f" (instruction {x.instruction} on rank {x.rank})" for x in self.suspects[:1])
+            behind = "".join(
+                f" (instruction {x.instruction}, {x.kernel} of {x.node!r}, on rank {x.rank})" for x in self.suspects[:1]
+            )
             raise VerificationError(
                 f"{len(self.differences)} of {len(self.compared)} tensors are wrong; the first is "
                 f"{first.compared.name!r} of node {first.compared.node!r} on rank {ranks}{behind}, element "
