@@ -236,19 +236,17 @@ def verify(model: str, plan: str | None, inputs: str | None, seed: int, **given:
 
 @cli.command()
 @click.argument("plan", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option("--all", "full", is_flag=True, help="Cut no table short.")
-def inspect(plan: str, as_json: bool, full: bool) -> None:
+@click.option("--what", type=click.Choice(take.VIEWS), help="Show one view in full width.")
+@click.option("--node", help="Show one node, weight, tensor or instruction (#12).")
+@click.option("--json", "as_json", is_flag=True, help="Print the report, the view or the node as JSON.")
+@click.option("--all", "full", is_flag=True, help="Print the whole report, or all of the view.")
+def inspect(plan: str, what: str | None, node: str | None, as_json: bool, full: bool) -> None:
     """Show what PLAN does: placements, memory, collectives, what is replicated and why."""
-    from onnxmesh.runtime.serialize import load
+    from onnxmesh.inspection.show import show
 
-    report = load(plan).report
-    if as_json:
-        click.echo(json.dumps(report, indent=1, sort_keys=True))
-        return
-    from onnxmesh.compiler.report_text import placements_text, report_text
-
-    click.echo(f"{report_text(report, full=full)}\n\n{placements_text(report, full=full)}")
+    if what is not None and node is not None:
+        raise click.UsageError("give either --what or --node")
+    click.echo(show(plan, what=what, node=node, as_json=as_json, full=full))
 
 
 @cli.command()

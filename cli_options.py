@@ -16,6 +16,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 Named = tuple[str, tuple[int, ...]]
 
 
+VIEWS = ("tensors", "collectives", "memory", "weights", "patterns", "passes", "instructions")
+"""Of `inspect --what`; inspection.views has what they show."""
+
+
 class _Sizes(click.ParamType):
     """`NAME=1x4096`."""
 

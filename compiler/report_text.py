@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from onnxmesh.runtime.loose import dims, is_loose
-from onnxmesh.runtime.text import WIDTH, micros, percent, size, table
+from onnxmesh.runtime.text import micros, percent, size, table, wrap
 
 ROWS = 12
 """Rows of a long table that are shown unless everything is asked for."""
@@ -61,13 +60,7 @@ def _head(report: Report) -> str:
         f"Mesh {mesh}: {report['ranks']} ranks. The model: {model['nodes']} nodes, {_flops(model['flops'])}, "
         f"weights {size(model['weight_bytes'])}."
     )
-    return "\n".join(
-        [_wrap(line), *(_wrap(f"warning[{item['code']}]: {item['reason']}") for item in report["warnings"])]
-    )
-
-
-def _wrap(text: str) -> str:
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False)
+    return "\n".join([wrap(line), *(wrap(f"warning[{item['code']}]: {item['reason']}") for item in report["warnings"])])
 
 
 def _axes(report: Report) -> str:
@@ -103,7 +96,7 @@ def _memory(report: Report) -> str:
 def _time(report: Report) -> str:
     time = report["time"]
     hidden = f" ({micros(time['hidden_us'])} of it beside computation)" if time["hidden_us"] else ""
-    return _wrap(
+    return wrap(
         f"Predicted for one run ({time['device']}): {micros(time['total_us'])}, with {micros(time['compute_us'])} of "
         f"computation and {micros(time['communication_us'])} of communication{hidden}; on one device "
         f"{micros(time['one_device_us'])}"
@@ -148,11 +141,18 @@ def _sent(report: Report, limit: int | None) -> str:
 def _replicated(report: Report, limit: int | None) -> str:
     groups = _grouped(report["replicated"], lambda n: (n["axis"], n["reason"]))
     rows = [
-        [axis, len(some), f"{_total(some, 'microseconds'):.1f}", percent(_total(some, "share")), _count(some)]
+        [
+            axis,
+            some[0]["code"],
+            len(some),
+            f"{_total(some, 'microseconds'):.1f}",
+            percent(_total(some, "share")),
+            _count(some),
+        ]
         + [f"{reason}: {_ops(some)}"]
         for (axis, reason), some in sorted(groups, key=lambda g: -_total(g[1], "microseconds"))
     ]
-    header = ["axis", "count", "us", "share", "node", "why: ops"]
+    header = ["axis", "code", "count", "us", "share", "node", "why: ops"]
     return _section("Computed by every rank", table(header, rows, limit=limit)) if rows else ""
 
 
@@ -191,10 +191,12 @@ def _patterns(report: Report, limit: int | None) -> str:
     missed = _grouped((p for p in report["patterns"] if not p["found"]), lambda p: (p["pattern"], p["reason"]))
     lines = []
     if found:
-        lines.append(_wrap("Patterns found: " + ", ".join(f"{name} {len(some)}" for (name,), some in found)))
+        lines.append(wrap("Patterns found: " + ", ".join(f"{name} {len(some)}" for (name,), some in found)))
     if missed:
-        rows = [[name, _count(some), reason] for (name, reason), some in missed]
-        lines.append(_section("Patterns nearly found", table(["pattern", "node", "why not"], rows, limit=limit)))
+        rows = [[some[0]["code"], name, _count(some), reason] for (name, reason), some in missed]
+        lines.append(
+            _section("Patterns nearly found", table(["code", "pattern", "node", "why not"], rows, limit=limit))
+        )
     return "\n\n".join(lines)
 
 

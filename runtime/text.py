@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import Console, ConsoleOptions
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 WIDTH = 100
-NARROW, WRAPPED = 12, 36
-"""No column gets narrower than the first; the last one is wrapped from the second on."""
+"""Columns of text that goes to no terminal."""
+NARROW = 12
+"""No column gets narrower."""
 
 Cell = object
+_FIGURE = re.compile(r"-|(x )?[-+]?[\d.,]+(e[-+]\d+)?( (%|B|[KMGT]iB|us|ms|[KMGTP]?FLOP))?")
+
+
+def columns() -> int:
+    """How wide text may be: the terminal's columns, or WIDTH where there is none."""
+    return max(40, shutil.get_terminal_size((WIDTH, 24)).columns) if sys.stdout.isatty() else WIDTH
+
+
+def wrap(text: str) -> str:
+    """A paragraph, its lines after the first indented."""
+    return textwrap.fill(text, columns(), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Cell]], *, limit: int | None = None) -> str:
-    """Columns as wide as they need to be. Too long a line: names are shortened, and the last column is wrapped."""
+    """Columns as wide as they need to be, figures to the right; coloured on a terminal.
+
+    Too long a line: names are shortened in the middle, and the last column is wrapped.
+    """
     cells = [[str(cell) for cell in row] for row in rows]
     shown = cells if limit is None else cells[:limit]
-    widths = [max(map(len, column)) for column in zip(*([header] if any(header) else []), *shown)]
-    while sum(widths) + 2 * len(widths) > WIDTH and max(widths) > NARROW:
-        column = max(range(len(widths)), key=lambda i: (widths[i] > WRAPPED if i == len(widths) - 1 else 0, widths[i]))
-        widths[column] -= 1
-    lines = [line for row in ([header] if any(header) else []) + shown for line in _lines(row, widths)]
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=any(header), header_style="bold")
+    for name, *column in zip(header, *shown):
+        figures = any(column) and all(not cell or _FIGURE.fullmatch(cell) for cell in column)
+        grid.add_column(name, justify="right" if figures else "left", overflow="fold")
+    for row in shown:
+        grid.add_row(*map(_Name, row[:-1]), Text(row[-1]))
+    console = Console(width=columns(), highlight=False)
+    with console.capture() as captured:
+        console.print(Padding(grid, (0, 0, 0, 2)))
+    lines = [line.rstrip() for line in captured.get().splitlines()]
     if len(shown) < len(cells):
         lines.append(f"  ... and {len(cells) - len(shown)} more")
     return "\n".join(lines)
 
 
-def _lines(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """A row: its first line, and what the last column needs beyond it."""
-    cells = [_shorten(cell, width).ljust(width) for cell, width in zip(row[:-1], widths)]
-    first, *rest = textwrap.wrap(row[-1], widths[-1]) or [""]
-    start = "  " + "".join(f"{cell}  " for cell in cells)
-    return [(start + first).rstrip(), *(" " * len(start) + more for more in rest)]
+class _Name:
+    """A cell of one line, shortened to its column."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(min(len(self.text), NARROW), len(self.text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        yield Text(_shorten(self.text, options.max_width), no_wrap=True)
 
 
 def _shorten(text: str, width: int) -> str:
