@@ -46,6 +46,12 @@ class Picture:
             f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="3" fill="{fill}" stroke="{edge}"{dash}/>'
         )
 
+    def both(self, x: float, y: float, w: float, h: float, first: int, second: int) -> None:
+        """A rectangle that two ranks hold: a triangle in the colour of each."""
+        for rank, corner in ((first, f"{x:g},{y:g}"), (second, f"{x + w:g},{y + h:g}")):
+            points = f"{corner} {x + w:g},{y:g} {x:g},{y + h:g}"
+            self.parts.append(f'<polygon points="{points}" fill="var(--c{rank})" stroke="var(--e{rank})"/>')
+
     def arrow(self, x1: float, y1: float, x2: float, y2: float, *, hot: bool = False, bend: float = 0) -> None:
         """An arrow; `hot` where something is sent; `bend` pixels to the side."""
         kind, head = ("h", "hot") if hot else ("a", "soft")
@@ -295,7 +301,7 @@ def data_parallel() -> Picture:
 
 def mesh() -> Picture:
     """A mesh of two axes."""
-    p = Picture(760, 290, "A mesh of two axes: cp = 2 and tp = 2")
+    p = Picture(760, 270, "A mesh of two axes: cp = 2 and tp = 2")
     p.text(130, 34, "--cp 2 --tp 2", "m")
     for rank in range(RANKS):
         x, y = 60 + 90 * (rank % 2), 56 + 90 * (rank // 2)
@@ -313,10 +319,9 @@ def mesh() -> Picture:
     p.text(400, 226, "tokens on cp, features on tp", "s")
     p.text(630, 34, "a weight", "b")
     for column in range(2):
-        p.box(560 + 70 * column, 56, 68, 148, column)
-        p.box(560 + 70 * column + 34, 56, 34, 148, column + 2)
+        p.both(560 + 71 * column, 56, 68, 146, column, column + 2)
     p.text(630, 226, "columns on tp, whole on cp", "s")
-    p.text(630, 244, "ranks 0 and 2 hold the same half", "s")
+    p.text(630, 244, "two ranks hold each half", "s")
     return p
 
 
