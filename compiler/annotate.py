@@ -205,7 +205,7 @@ def annotate(model: ir.Model, placed: Sequence[Placed], mesh: Mesh) -> Annotated
     kept = [c for c in model.device_configurations if c.name != NAME]
     model.device_configurations = (*kept, configuration)
     model.ir_version = max(model.ir_version, IR_VERSION)
-    axes = [(chosen, Ends(list(chosen.strategies))) for chosen in placed]
+    axes = [(chosen, Ends(chosen.strategies)) for chosen in placed]
     result = Annotated()
     for node in model.graph:
         node.metadata_props.pop(METADATA, None)

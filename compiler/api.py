@@ -21,7 +21,7 @@ from onnxmesh.compiler import cost, frontend, imported
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.ir import printer, verify
 from onnxmesh.compiler.ir.rule import Strategy
-from onnxmesh.compiler.ir.view import view_of
+from onnxmesh.compiler.ir.view import views_of
 from onnxmesh.compiler.layout import layout
 from onnxmesh.compiler.lower import lower
 from onnxmesh.compiler.modules import modules
@@ -294,7 +294,7 @@ def forced(begun: Compilation, axis: str, ranks: int, strategies: Mapping[ir.Nod
     """The other stages for one axis, on which every node of `begun` has the given strategy: none is chosen."""
     graph = begun.loaded.graph
     options = replace(begun.options, mesh=Mesh.of(**{axis: ranks}))
-    placed = Placed(axis, ranks, strategies, {node: view_of(node, ranks) for node in graph})
+    placed = Placed(axis, ranks, strategies, views_of(graph, ranks))
     model = partition(begun.loaded, axis, ranks, strategies, shard_outputs=options.shard_outputs)
     state = replace(begun, options=options, model=model, findings=list(begun.findings), placed=[placed])
     _run(state, PIPELINE[_SHARDED:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import ml_dtypes
@@ -50,14 +51,15 @@ def is_constant(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer()
 
 
-def is_fixed(value: ir.Value | None, depth: int = FIXED_DEPTH) -> bool:
-    """Whether the value is an initialiser, or made of initialisers alone by up to `depth` nodes, one after another."""
-    if value is None or is_constant(value):
-        return value is not None
-    node = value.producer()
-    if node is None or not depth or not node.inputs:
-        return False
-    return all(given is None or is_fixed(given, depth - 1) for given in reversed(node.inputs))
+def made_of_constants(graph: ir.Graph) -> set[ir.Value]:
+    """The values that nodes make of initialisers alone, by up to FIXED_DEPTH nodes one after another."""
+    depths: dict[ir.Value, int] = {}
+    for node in graph:
+        given = [0 if is_constant(value) else depths.get(value) for value in node.inputs if value is not None]
+        known = [depth for depth in given if depth is not None]
+        if node.inputs and len(known) == len(given) and max(known, default=0) < FIXED_DEPTH:
+            depths.update(dict.fromkeys(node.outputs, max(known, default=0) + 1))
+    return set(depths)
 
 
 def plain_attrs(node: ir.Node) -> dict[str, Any]:
@@ -83,17 +85,28 @@ def _plain(node: ir.Node, attr: ir.Attr) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
-def view_of(node: ir.Node, ranks: int) -> OpView:
-    """What a rule may know of `node` on a mesh axis of `ranks`."""
+def views_of(graph: ir.Graph, ranks: int) -> dict[ir.Node, OpView]:
+    """The views of a graph's nodes, which stand in topological order."""
+    fixed = made_of_constants(graph)
+    return {node: view_of(node, ranks, fixed) for node in graph}
+
+
+def view_of(node: ir.Node, ranks: int, fixed: Set[ir.Value] = frozenset()) -> OpView:
+    """What a rule may know of `node` on a mesh axis of `ranks`.
+
+    Args:
+        fixed: what is made of constants alone; without it constants count as fixed, and nothing else.
+    """
     ins = node.inputs
+    constant = tuple(is_constant(value) for value in ins)
     return OpView(
         op=node.op_type,
         ins=tuple(None if value is None else shape_of(value) for value in ins),
         outs=tuple(shape_of(value) for value in node.outputs),
         in_dtypes=tuple("" if value is None else dtype_of(value) for value in ins),
         out_dtypes=tuple(dtype_of(value) for value in node.outputs),
-        constant=tuple(is_constant(value) for value in ins),
+        constant=constant,
         attrs=tuple(sorted(plain_attrs(node).items())),
         ranks=ranks,
-        fixed=tuple(is_fixed(value) for value in ins),
+        fixed=tuple(is_known or value in fixed for is_known, value in zip(constant, ins)),
     )

@@ -184,9 +184,7 @@ def _key(node: ir.Node, version: int, types: Types, data: Data) -> Hashable:
 def attribute_key(attribute: ir.Attr) -> str:
     """A text that is equal for equal attributes."""
     value = attribute.value
-    if isinstance(value, ir.TensorProtocol) and value.dtype == ir.DataType.STRING:
-        return repr(value.numpy().tolist())
-    if isinstance(value, ir.TensorProtocol):
+    if attribute.type == ir.AttributeType.TENSOR:
         content = value.numpy().tolist() if value.dtype == ir.DataType.STRING else value.tobytes().hex()
         return f"{value.dtype} {value.shape} {content}"
     if isinstance(value, (int, float, str, tuple, list)):

@@ -8,7 +8,7 @@ cast, the dim is followed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -66,7 +66,7 @@ class End:
 class Ends:
     """Where the tensors of the model are in a graph: who makes them, and who reads them."""
 
-    def __init__(self, nodes: Iterator[ir.Node] | Sequence[ir.Node]) -> None:
+    def __init__(self, nodes: Iterable[ir.Node]) -> None:
         self._made: dict[str, End] = {}
         self._read: dict[str, list[End]] = defaultdict(list)
         for node in nodes:
@@ -173,7 +173,10 @@ def pinned(graph: ir.Graph, axis: str, ranks: int, pins: Sequence[Pin]) -> Pinne
     Raises:
         ModelError: two of them contradict each other.
     """
-    ends, result = Ends(list(graph)), Pinned()
+    result = Pinned()
+    if not pins:
+        return result
+    ends = Ends(graph)
     for pin in pins:
         where = ends.of(pin.node, pin.tensor, pin.is_output)
         if not where:

@@ -16,7 +16,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxmesh.compiler.ir.rule import OpView, Port, Shape
-from onnxmesh.compiler.ir.view import dtype_of, is_constant, shape_of, view_of
+from onnxmesh.compiler.ir.view import dtype_of, is_constant, shape_of, views_of
 
 ROUNDS = 8
 
@@ -64,7 +64,7 @@ def tie(graph: ir.Graph, ranks: int, marks: Mapping[ir.Node, str] | None = None)
 
     Nodes with different `marks` are in different classes.
     """
-    views = {node: view_of(node, ranks) for node in graph}
+    views = views_of(graph, ranks)
     colours = _colours(graph, views, marks or {})
     order = sorted(set(colours.values()))
     number = {colour: i for i, colour in enumerate(order)}
