@@ -28,7 +28,7 @@ KNOWN: Mapping[str, str] = {
     "outputs are equal",
     "test_dft_inverse*": "on a GPU: the expected output holds rounding errors of 1e-7 where zeros belong, and next "
     "to no absolute error is allowed",
-    "test_image_decoder*": "onnx.reference decodes images only where Pillow is installed",
+    "test_image_decoder*": "images are decoded by Pillow, where it is installed",
 }
 """By a pattern of test names, what is known of those that do not pass."""
 

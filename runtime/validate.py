@@ -11,6 +11,7 @@ from onnxmesh.runtime.comm import REDUCTIONS
 from onnxmesh.runtime.control import CONTROL
 from onnxmesh.runtime.dtypes import dtype
 from onnxmesh.runtime.errors import PlanError
+from onnxmesh.runtime.kernels.reference import REFERENCE, check_node
 from onnxmesh.runtime.kernels.registry import find_for
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.placement import Partial, Shard, local_shape
@@ -185,6 +186,8 @@ def _check_instruction(item: Instruction, index: int, program: Program, mesh: Me
         _check_control(item, program, mesh, where)
     else:
         find_for(item, program.buffers)
+        if item.kernel == REFERENCE:
+            check_node(item.attrs)
 
 
 def _check_control(item: Control, program: Program, mesh: Mesh, where: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxmesh
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.compiler.report_text import report_text
+from onnxmesh.runtime.errors import PlanError
 from onnxmesh.runtime.kernels import registry
+from onnxmesh.runtime.kernels.image_decoder import image_decoder
+from onnxmesh.runtime.kernels.reference import check_node, node_attributes
+from onnxmesh.runtime.kernels.registry import Call
 from onnxmesh.runtime.plan import Plan
+from onnxmesh.runtime.validate import validate
 
 STRINGS, FLOAT, INT64 = TensorProto.STRING, TensorProto.FLOAT, TensorProto.INT64
 
@@ -66,7 +73,7 @@ def test_a_node_without_a_kernel_is_run_by_the_reference_on_every_rank(tp: int) 
 
 def test_the_report_names_the_node() -> None:
     plan = onnxmesh.compile(suppression())
-    assert plan.report["fallback"] == [{"node": "nms", "op": "NonMaxSuppression", "version": 21}]
+    assert plan.report["fallback"] == [{"node": "nms", "op": "NonMaxSuppression", "version": 21, "code": "OM2106"}]
     text = report_text(plan.report)
     assert "Computed by onnx.reference" in text
     assert "NonMaxSuppression" in text
@@ -130,3 +137,68 @@ def test_an_op_that_nobody_knows_is_refused_by_name() -> None:
     proto = model([node], {"x": (FLOAT, [2])}, {"y": (FLOAT, [2])}, com_microsoft=1)
     with pytest.raises(ModelError, match=r"node 's' .*Sparkle.* cannot be computed: there is no kernel for Sparkle"):
         onnxmesh.compile(proto)
+
+
+def _split(**attributes: Any) -> onnx.NodeProto:
+    return helper.make_node("StringSplit", ["i0"], ["o0", "o1"], **attributes)
+
+
+def _elsewhere() -> onnx.TensorProto:
+    tensor = TensorProto(name="t", data_type=FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="/etc/hostname")
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("node", "changed", "why"),
+    [
+        (_split(), {"op_type": "StringConcat"}, "says ::StringConcat"),
+        (_split(), {"version": "21"}, "not a node, its op"),
+        (_split(), {"node": "?"}, "cannot be read"),
+        (_split(extra=_elsewhere()), {}, "lies in another file"),
+        (_split(extra=helper.make_graph([], "g", [], [])), {}, "of the kind GRAPH"),
+        (helper.make_node("F", [], [], domain="mine"), {}, "mine::F is none of the ops"),
+        (helper.make_node("ImageDecoder", ["i0"], ["o0"]), {}, "ImageDecoder is none of the ops"),
+    ],
+)
+def test_a_plan_cannot_make_the_reference_do_more_than_compute(
+    node: onnx.NodeProto, changed: dict[str, Any], why: str
+) -> None:
+    attributes = {**node_attributes(node, 21), **changed}
+    with pytest.raises(PlanError, match=why):
+        check_node(attributes)
+    plan = onnxmesh.compile(suppression())
+    (program,) = plan.programs
+    items = [
+        replace(item, attrs=attributes) if getattr(item, "kernel", "") == "Reference" else item
+        for item in program.instructions
+    ]
+    with pytest.raises(PlanError, match=why):
+        validate(replace(plan, programs=(replace(program, instructions=tuple(items)),)))
+
+
+IMAGE = np.arange(4 * 3 * 3, dtype=np.uint8).reshape(4, 3, 3) * 7
+
+
+def _encoded(form: str) -> np.ndarray:
+    image, file = pytest.importorskip("PIL.Image").fromarray(IMAGE), io.BytesIO()
+    image.save(file, form)
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def _decoder(order: str) -> Plan:
+    node = helper.make_node("ImageDecoder", ["file"], ["image"], name="decode", pixel_format=order)
+    types = {"file": (TensorProto.UINT8, ["n"])}, {"image": (TensorProto.UINT8, ["h", "w", "c"])}
+    return onnxmesh.compile(model([node], *types), shapes={"file": _encoded("PNG").shape})
+
+
+@pytest.mark.parametrize(("order", "expected"), [("RGB", IMAGE), ("BGR", IMAGE[:, :, ::-1])])
+def test_images_are_decoded_by_pillow(order: str, expected: np.ndarray) -> None:
+    (image,) = run(_decoder(order), {"file": _encoded("PNG")})
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_images_of_formats_that_onnx_does_not_name_are_not_opened() -> None:
+    call = Call(np, {}, (), {})
+    with pytest.raises(ValueError, match="no image of the formats"):
+        image_decoder(call, _encoded("GIF"))
