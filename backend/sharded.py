@@ -23,7 +23,7 @@ from onnxmesh.backend import suite
 from onnxmesh.backend.processes import spread
 from onnxmesh.compiler import api
 from onnxmesh.compiler.ir import rule
-from onnxmesh.compiler.ir.loose import LOOSE, loose_type, onnx_op, why_apart
+from onnxmesh.compiler.ir.loose import LOOSE, REFERENCE, loose_type, onnx_op, why_apart
 from onnxmesh.compiler.ir.rule import Strategy
 from onnxmesh.compiler.ir.view import is_constant, view_of
 from onnxmesh.passes.place.candidates import enumerate_strategies
@@ -106,19 +106,20 @@ def why_whole(node: ir.Node) -> str:
     """Why every rank computes a node that no strategy cuts."""
     if rule.find(node.op_type) is not None:
         return "none of its dims can be cut for two ranks"
-    if node.op_type.startswith(LOOSE):
-        ports = (value for value in (*node.inputs, *node.outputs) if value is not None)
-        said = " ".join([node.op_type, *(kind.text for value in ports if (kind := loose_type(value)))])
-        return next(why for word, why in _LOOSE.items() if word in said)
-    return why_apart(node.op_type) or f"no rule for {node.op_type}"
+    if not node.op_type.startswith((LOOSE, REFERENCE)):
+        return why_apart(node.op_type) or f"no rule for {node.op_type}"
+    ports = (value for value in (*node.inputs, *node.outputs) if value is not None)
+    said = " ".join([node.op_type, *(kind.text for value in ports if (kind := loose_type(value)))])
+    return next(why for word, why in _APART.items() if word in said)
 
 
-_LOOSE = {
+_APART = {
     "Optional": "it works on an optional",
     "optional(": "it works on an optional",
     "seq(": "it works on a sequence",
     "string": "it works on strings",
-    "": "the size of its result, or of what it reads, depends on data",
+    REFERENCE: "onnx.reference computes it on the host: there is no kernel",
+    LOOSE: "the size of its result, or of what it reads, depends on data",
 }
 """Why a node is set apart, by a word in its name or in the types that it works on; the first that fits."""
 

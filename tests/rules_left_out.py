@@ -43,13 +43,8 @@ LEFT_OUT: Mapping[str, Mapping[str, list[str]]] = {
         "LinearAttention": ["S(4), S(3) -> P, S(2)"],
         "Rotary": ["S(3), S(2), S(2) -> S(3)", "S(3), S(3), S(3) -> S(3)"],
     },
-    "space is cut only where windows do not overlap and matter: in the Conv of patches": {
-        "ConvTranspose": ["S(2) -> S(2)", "S(2; halves) -> S(2; halves)"],
-        "DepthToSpace": ["S(2) -> S(2)", "S(3) -> S(3)", "S(3; halves) -> S(3; halves)"],
-        "GlobalMaxPool": ["S(2) -> P(max)"],
-        "MaxPool": ["S(2) -> S(2)", "S(2; halves) -> S(2; halves)"],
-        "Resize": ["S(2) -> S(2)", "S(2; halves) -> S(2; halves)"],
-        "SpaceToDepth": ["S(2) -> S(2)", "S(3) -> S(3)", "S(3; halves) -> S(3; halves)"],
+    "not by a whole number: entries lie half way between two, and rounding decides": {
+        "Resize": ["S(3) -> S(3)"],
     },
     "strided slices take features apart; their dim stays whole": {
         "Slice": ["S(0) -> S(0)", "S(0; halves) -> S(0; halves)"],

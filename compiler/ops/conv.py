@@ -8,7 +8,8 @@ from typing import Any
 
 from onnxmesh.compiler.ir import segments as algebra
 from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, Port, Strategy, register
-from onnxmesh.runtime.placement import Placement, R, Segment, Segments, Shard
+from onnxmesh.compiler.ops.space import stands_apart, tiled
+from onnxmesh.runtime.placement import Placement, R, Segments, Shard
 
 
 def conv(view: OpView) -> Factors:
@@ -32,19 +33,11 @@ def conv_ports(view: OpView, port: Port, placement: Placement) -> Iterable[Strat
     if not isinstance(placement, Shard) or placement.dim >= len(view.outs[0]) or port == Port(False, 2):
         return
     dim = placement.dim
-    rest = (R,) * (len(view.ins) - 2)
     if view.attr("group", 1) > 1 and dim == (0 if port == Port(False, 1) else 1):
         yield from _grouped(view, placement.segments, from_input=port == Port(False, 0))
-    if dim >= 2 and port != Port(False, 1) and _patches(view, dim):
-        k = view.ins[1][dim]  # type: ignore[index]
-        if port.is_output:
-            before, after = tuple(Segment(s.size * k, s.copies) for s in placement.segments), placement.segments
-        elif all(s.local(view.ranks) % k == 0 for s in placement.segments):
-            before, after = placement.segments, tuple(Segment(s.size // k, s.copies) for s in placement.segments)
-        else:
-            return
-        if sum(s.size for s in before) == view.ins[0][dim]:  # type: ignore[index]
-            yield Strategy("space", (Shard(dim, before), R, *rest), (Shard(dim, after),))
+    kernel = view.ins[1][2:]  # type: ignore[index]
+    if dim >= 2 and port != Port(False, 1) and stands_apart(view, kernel, dim):
+        yield from tiled(view, port, placement, kernel[dim - 2], 1)
 
 
 def _grouped(view: OpView, cut: Segments, *, from_input: bool) -> Iterable[Strategy]:
@@ -59,16 +52,6 @@ def _grouped(view: OpView, cut: Segments, *, from_input: bool) -> Iterable[Strat
     weight = before if view.op == "ConvTranspose" else after
     bias = (Shard(0, after),) * (len(view.ins) - 2)
     yield Strategy("group", (Shard(1, before), Shard(0, weight), *bias), (Shard(1, after),))
-
-
-def _patches(view: OpView, dim: int) -> bool:
-    i, spatial = dim - 2, len(view.outs[0]) - 2
-    kernel = view.ins[1][2:]  # type: ignore[index]
-    strides = view.attr("strides", (1,) * spatial)
-    pads = view.attr("pads", (0,) * 2 * spatial)
-    dilations = view.attr("dilations", (1,) * spatial)
-    plain = pads[i] == pads[i + spatial] == 0 and dilations[i] == 1
-    return bool(plain and strides[i] == kernel[i] and view.attr("auto_pad", "NOTSET") in ("NOTSET", "VALID"))
 
 
 def conv_localise(view: OpView, strategy: Strategy) -> dict[str, Any]:
@@ -102,11 +85,15 @@ def conv_transpose(view: OpView) -> Factors:
 
 
 def conv_transpose_ports(view: OpView, port: Port, placement: Placement) -> Iterable[Strategy]:
-    """Groups of channels."""
-    if not isinstance(placement, Shard) or view.attr("group", 1) == 1 or port == Port(False, 2):
+    """Groups of channels; and space, where the kernel is the stride."""
+    if not isinstance(placement, Shard) or port == Port(False, 2):
         return
-    if placement.dim == (0 if port == Port(False, 1) else 1):
+    dim, kernel = placement.dim, view.ins[1][2:]  # type: ignore[index]
+    if view.attr("group", 1) > 1 and dim == (0 if port == Port(False, 1) else 1):
         yield from _grouped(view, placement.segments, from_input=not port.is_output)
+    padded = view.attr("output_shape") or any(view.attr("output_padding") or ())
+    if dim >= 2 and port != Port(False, 1) and stands_apart(view, kernel, dim) and not padded:
+        yield from tiled(view, port, placement, 1, kernel[dim - 2])
 
 
 def conv_transpose_flops(view: OpView) -> float:

@@ -7,6 +7,7 @@ from math import prod
 
 from onnxmesh.compiler.ir import segments as algebra
 from onnxmesh.compiler.ir.rule import Factors, Labels, OpView, Port, Shape, Strategy, numbered, register
+from onnxmesh.compiler.ops.space import tiled
 from onnxmesh.runtime.placement import Placement, Segments, Shard
 
 
@@ -21,6 +22,23 @@ def resize(view: OpView) -> Factors:
     )
     rest: tuple[Labels, ...] = tuple((None,) * len(other or ()) for other in view.ins[1:])
     return Factors((labels, *rest), (labels,))
+
+
+def enlarged(view: OpView, port: Port, placement: Placement) -> Iterable[Strategy]:
+    """A dim of which every entry is repeated so many times: the nearest one, by ways that round to the same."""
+    if not isinstance(placement, Shard) or view.attr("mode", "nearest") != "nearest" or len(view.ins) > 1:
+        return
+    way = view.attr("coordinate_transformation_mode", "half_pixel")
+    nearest = view.attr("nearest_mode", "round_prefer_floor")
+    size, out = _shape(view)[placement.dim], view.outs[0][placement.dim]
+    scales = view.attr("scales")
+    repeats = out // size if size else 0
+    exact = repeats > 1 and size * repeats == out and (not scales or scales[placement.dim] == repeats)
+    if exact and (way, nearest) in _REPEATING:
+        yield from tiled(view, port, placement, 1, repeats)
+
+
+_REPEATING = (("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil"), ("asymmetric", "floor"))
 
 
 def grid_sample(view: OpView) -> Factors:
@@ -42,8 +60,15 @@ def batch(view: OpView) -> Factors:
 
 
 def blocks(view: OpView, port: Port, placement: Placement) -> Iterable[Strategy]:
-    """DepthToSpace and SpaceToDepth: channels. Mode DCR has every channel once a pixel of a block, CRD its pixels."""
-    if not isinstance(placement, Shard) or placement.dim != 1:
+    """DepthToSpace and SpaceToDepth: channels, and space.
+
+    Mode DCR has every channel once a pixel of a block, CRD its pixels.
+    """
+    if not isinstance(placement, Shard) or placement.dim == 0:
+        return
+    if placement.dim > 1:
+        size = view.attr("blocksize")
+        yield from tiled(view, port, placement, *((size, 1) if view.op == "SpaceToDepth" else (1, size)))
         return
     pixels, deep = view.attr("blocksize") ** 2, port.is_output == (view.op == "SpaceToDepth")
     other = _blocked(placement.segments, view.ranks, pixels, deep=deep, crd=view.attr("mode", "DCR") == "CRD")
@@ -82,7 +107,7 @@ def _shape(view: OpView) -> Shape:
     return shape
 
 
-register("Resize", factors=resize)
+register("Resize", factors=resize, ports=enlarged)
 register(
     "GridSample",
     factors=grid_sample,

@@ -10,6 +10,8 @@ POOL: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("MaxPool", "u[6,13,5] -> u[6,13,3]", {"kernel_shape": [3], "strides": [2], "pads": [1, 1]}),
     ("MaxUnpool", "f[2,12,2,2], i<9[2,12,2,2] -> f[2,12,4,4]", {"kernel_shape": [2, 2], "strides": [2, 2]}),
     ("AveragePool", "f[2,12,6,6] -> f[2,12,6,6]", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),
+    ("AveragePool", "f[2,6,12,6] -> f[2,6,4,4]", {"kernel_shape": [3, 3], "strides": [3, 1]}),
+    ("MaxPool", "f[2,6,13] -> f[2,6,6]", {"kernel_shape": [2], "strides": [2]}),
     ("AveragePool", "f[6,13,7] -> f[6,13,4]", {"kernel_shape": [2], "strides": [2], "ceil_mode": 1}),
     ("GlobalMaxPool", "f[2,12,6] -> f[2,12,1]", {}),
     ("GlobalAveragePool", "f[6,12,2,3] -> f[6,12,1,1]", {}),
@@ -22,6 +24,17 @@ POOL: tuple[tuple[str, str, dict[str, Any]], ...] = (
 _CROP = {"coordinate_transformation_mode": "tf_crop_and_resize", "mode": "linear"}
 IMAGE: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("Resize", "f[2,12,4] -> f[2,12,8]", {"mode": "nearest"}),
+    ("Resize", "f[2,6,4,12] -> f[2,6,12,18]", {"mode": "nearest"}),
+    (
+        "Resize",
+        "f[2,6,8] -> f[2,6,24]",
+        {
+            "mode": "nearest",
+            "scales": [1.0, 1.0, 3.0],
+            "coordinate_transformation_mode": "asymmetric",
+            "nearest_mode": "floor",
+        },
+    ),
     ("Resize", "f[6,12,4,4] -> f[6,12,8,8]", {"mode": "linear"}),
     ("Resize", "f[4,6,12,13] -> f[4,6,12,6]", {"mode": "cubic", "antialias": 1}),
     ("Resize", "f[4,6,12] -> f[4,6,12]", {"mode": "linear", "scales": [1.0, 1.0, 1.05]}),
