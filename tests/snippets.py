@@ -10,6 +10,7 @@ the Markdown right before a block say what a reader need not see:
 | `given: CODE` | python that runs before the block |
 | `run by: COMMAND` | the block is a program, and COMMAND runs it |
 | `saved as: NAME` | the block is a file of that name, which a later command runs |
+| `port: NUMBER` | a free one stands in for it |
 | `printed` | a text block: what the python block before it prints |
 
 Where a console block or a printed one shows output, its lines must come in that order; `...` stands for anything.
@@ -33,7 +34,7 @@ REASONS = ("needs a GPU", "needs torch", "needs Slurm", "installs packages", "ta
 
 RUN = ("bash", "console", "python")
 SHOWN = ("text", "json", "yaml", "toml", "svg", "{eval-rst}", "{toctree}", "{click}")
-COMMENTS = ("not run", "quoted from", "given", "run by", "saved as", "printed")
+COMMENTS = ("not run", "quoted from", "given", "run by", "saved as", "port", "printed")
 
 _BLOCK = re.compile(
     r"(?P<comments>(?:^ *<!--.*?-->\s*\n)*)^(?P<indent> *)```(?P<language>[^\n]*)\n(?P<text>.*?)^(?P=indent)```",

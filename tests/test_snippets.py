@@ -6,6 +6,7 @@ import importlib.util
 import io
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -48,6 +49,13 @@ def folder(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # other processes would be started for a few candidates
     monkeypatch.chdir(target)
     return target
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 class Reader:
@@ -104,6 +112,8 @@ class Reader:
         if words[:3] == ["python", "-m", "onnxmesh.models"]:
             write_model(words[3:], standalone_mode=False)
             return ""
+        if "port" in snippet.comments:
+            command = command.replace(snippet.comments["port"], str(free_port()))
         result = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, timeout=100
         )
