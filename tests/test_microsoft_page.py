@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from onnxmesh.passes.normalise.microsoft import EXPANSIONS, GENERATION
+from onnxmesh.passes.normalise.microsoft.generation import GENERATION
+from onnxmesh.passes.normalise.microsoft.table import EXPANSIONS
 
 PAGE = Path(__file__).parents[1] / "docs" / "microsoft.md"
 

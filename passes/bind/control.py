@@ -235,12 +235,16 @@ class _Bodies:
     def close(self) -> None:
         """Make what all bodies read inputs of the node, after its operands, and of each of them."""
         for name, body in self.bound.items():
+            for source, tensor in body.meta[SOURCES].items():
+                if source not in self.graph.initializers:  # a recipe reads it
+                    self.graph.register_initializer(_constant(source, tensor))
             for value in list(body.initializers.values()):
                 own = _as_input(body, value)
-                self.captured[name][self._hoisted(body, value, own)] = own
+                self.captured[name][self._hoisted(value, own)] = own
         node, everything = self.node, list(dict.fromkeys(v for some in self.captured.values() for v in some))
         for name, body in self.bound.items():
-            formal = [value for value in body.inputs if value not in set(self.captured[name].values())]
+            captured = set(self.captured[name].values())
+            formal = [value for value in body.inputs if value not in captured]
             rest = [self.captured[name].get(value) or _unread(body, value) for value in everything]
             body.inputs.clear()
             body.inputs.extend([*formal, *rest])
@@ -252,12 +256,9 @@ class _Bodies:
         node.meta[BODIES], node.meta[CAPTURED] = dict(self.bound), len(everything)
         node.domain = DOMAIN
 
-    def _hoisted(self, body: ir.Graph, value: ir.Value, own: ir.Value) -> ir.Value:
+    def _hoisted(self, value: ir.Value, own: ir.Value) -> ir.Value:
         """The constant of the graph around the body that one of the body's is."""
         name, graph = own.name or "constant", self.graph
-        for source, tensor in body.meta[SOURCES].items():
-            if source not in graph.initializers:  # a recipe reads it
-                graph.register_initializer(_constant(source, tensor))
         is_source = not is_folded(value) and recipes.get(value) is None
         if is_source and name in graph.initializers:
             return graph.initializers[name]

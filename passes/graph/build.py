@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,6 +128,10 @@ class Builder:
                 hint="export the model without it",
                 code="OM1302",
             )
+
+
+Expansion = Callable[[ir.Node, Builder], None]
+"""Replaces a node through the builder, whose anchor it is."""
 
 
 def on(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType | None, shape: Sequence[int]) -> ir.Node:

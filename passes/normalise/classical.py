@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxmesh.passes.graph.build import Builder
+from onnxmesh.passes.graph.build import Builder, Expansion
 from onnxmesh.passes.graph.infer import dtype_of, present, shape_of
 from onnxmesh.passes.normalise import trees
 
@@ -166,7 +165,7 @@ def _default(node: ir.Node, values: np.ndarray) -> np.ndarray:
     return np.array([node.attributes.get_int("default_int64", -1)], values.dtype)
 
 
-EXPANSIONS: dict[tuple[str, str], Callable[[ir.Node, Builder], None]] = {
+EXPANSIONS: dict[tuple[str, str], Expansion] = {
     (DOMAIN, op): expansion
     for op, expansion in {
         "ArrayFeatureExtractor": array_feature_extractor,

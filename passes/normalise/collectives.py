@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.convenience import convert_attributes
 
 from onnxmesh.compiler.errors import ModelError
-from onnxmesh.passes.graph.build import Builder
+from onnxmesh.passes.graph.build import Builder, Expansion
 from onnxmesh.passes.graph.infer import DOMAIN, dtype_of, label, shape_of
 from onnxmesh.runtime.comm import REDUCTIONS
 from onnxmesh.runtime.plan import ROOTED
@@ -207,5 +207,5 @@ def _made(
     return made
 
 
-SETTLED: dict[str, Callable[[ir.Node, Builder], None]] = {"Collective": expand}
+SETTLED: dict[str, Expansion] = {"Collective": expand}
 """What replaces a node of domain `onnxmesh` that stands until shapes are known."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import onnx_ir as ir
 
-from onnxmesh.passes.graph.build import Builder
-from onnxmesh.passes.normalise import classical, collectives, microsoft, preview, quantised
+from onnxmesh.passes.graph.build import Expansion
+from onnxmesh.passes.normalise import classical, collectives, preview, quantised
 from onnxmesh.passes.normalise.gradient import gradient
-
-Expansion = Callable[[ir.Node, Builder], None]
-"""Replaces the node through the builder."""
+from onnxmesh.passes.normalise.microsoft import table as microsoft
 
 EXPANSIONS: dict[tuple[str, str], Expansion] = {
     **classical.EXPANSIONS,

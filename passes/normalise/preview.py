@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import onnx_ir as ir
 
-from onnxmesh.passes.graph.build import Builder
+from onnxmesh.passes.graph.build import Builder, Expansion
 from onnxmesh.passes.graph.fold import take_nodes
 from onnxmesh.passes.graph.infer import DOMAIN, dtype_of, present, set_type, shape_of
 
@@ -72,7 +71,7 @@ def _modified(node: ir.Node, b: Builder, name: str, x: ir.Value) -> ir.Value:
     return output
 
 
-EXPANSIONS: dict[tuple[str, str], Callable[[ir.Node, Builder], None]] = {
+EXPANSIONS: dict[tuple[str, str], Expansion] = {
     **{("ai.onnx.preview.training", op): optimiser for op in OPTIMISERS},
     ("ai.onnx.preview", "FlexAttention"): flex_attention,
 }

@@ -6,11 +6,9 @@ being bound, so that what scales come to is folded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import onnx_ir as ir
 
-from onnxmesh.passes.graph.build import Builder
+from onnxmesh.passes.graph.build import Builder, Expansion
 from onnxmesh.passes.graph.infer import dtype_of, optional, present, set_type, shape_of
 
 FLOAT = ir.DataType.FLOAT
@@ -106,7 +104,7 @@ def _reduced(b: Builder, op: str, x: ir.Value) -> ir.Value:
     return value
 
 
-EXPANSIONS: dict[tuple[str, str], Callable[[ir.Node, Builder], None]] = {
+EXPANSIONS: dict[tuple[str, str], Expansion] = {
     ("", "QLinearMatMul"): qlinear_matmul,
     ("", "QLinearConv"): qlinear_conv,
     ("", "DynamicQuantizeLinear"): dynamic_quantize_linear,

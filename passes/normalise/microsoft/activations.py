@@ -1,31 +1,13 @@
-"""Ops of ONNX Runtime's domain `com.microsoft`, expanded to ONNX ops, one table for all of them.
-
-The families stand in `microsoft_*.py`, the activations here. Expansions run while shapes are being bound, since ONNX's
-shape inference knows nothing of these ops. docs/microsoft.md lists them all.
-"""
+"""Activations of `com.microsoft`, and sums that ONNX Runtime's optimiser fuses with them, expanded to ONNX's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import onnx_ir as ir
 
-from onnxmesh.compiler.errors import ModelError
-from onnxmesh.passes.graph.build import Builder
-from onnxmesh.passes.graph.infer import dtype_of, label, optional, present, shape_of
-from onnxmesh.passes.normalise.microsoft_attention import ATTENTION_EXPANSIONS
-from onnxmesh.passes.normalise.microsoft_bnb import BNB_EXPANSIONS
-from onnxmesh.passes.normalise.microsoft_moe import MOE_EXPANSIONS
-from onnxmesh.passes.normalise.microsoft_norms import NORM_EXPANSIONS, sum_of
-from onnxmesh.passes.normalise.microsoft_plain import PLAIN_EXPANSIONS
-from onnxmesh.passes.normalise.microsoft_products import PRODUCT_EXPANSIONS, scaled
-from onnxmesh.passes.normalise.microsoft_quantised import QUANTISED_EXPANSIONS
-from onnxmesh.passes.normalise.microsoft_state import STATE_EXPANSIONS
-
-Expansion = Callable[[ir.Node, Builder], None]
-"""Replaces the node through the builder."""
-
-DOMAIN = "com.microsoft"
+from onnxmesh.passes.graph.build import Builder, Expansion
+from onnxmesh.passes.graph.infer import dtype_of, optional, present, shape_of
+from onnxmesh.passes.normalise.microsoft.norms import sum_of
+from onnxmesh.passes.normalise.microsoft.products import scaled
 
 
 def gelu(node: ir.Node, b: Builder) -> None:
@@ -81,22 +63,6 @@ def linear_attention_gate(node: ir.Node, b: Builder) -> None:
     b.replace(b.op("Cast", decay, to=int(dtype_of(a))), *[rate][: len(node.outputs) - 1])
 
 
-GENERATION = ("BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch")
-
-
-def refuse_generation(node: ir.Node, _: Builder) -> None:
-    """Loops over a whole decoder.
-
-    Raises:
-        ModelError: always.
-    """
-    raise ModelError(
-        f"{label(node)} searches for tokens around a whole decoder, which is not supported",
-        hint="compile the decoder that it holds, with its cache as inputs and outputs, and search outside",
-        code="OM1303",
-    )
-
-
 ACTIVATION_EXPANSIONS: dict[str, Expansion] = {
     **dict.fromkeys(("Gelu", "BiasGelu"), gelu),
     "FastGelu": fast_gelu,
@@ -106,20 +72,4 @@ ACTIVATION_EXPANSIONS: dict[str, Expansion] = {
     "BiasSplitGelu": bias_split_gelu,
     "GatedAdd": gated_add,
     "LinearAttentionGate": linear_attention_gate,
-    **dict.fromkeys(GENERATION, refuse_generation),
-}
-
-EXPANSIONS: dict[tuple[str, str], Expansion] = {
-    (DOMAIN, op): expansion
-    for op, expansion in {
-        **ACTIVATION_EXPANSIONS,
-        **NORM_EXPANSIONS,
-        **PRODUCT_EXPANSIONS,
-        **MOE_EXPANSIONS,
-        **PLAIN_EXPANSIONS,
-        **ATTENTION_EXPANSIONS,
-        **QUANTISED_EXPANSIONS,
-        **BNB_EXPANSIONS,
-        **STATE_EXPANSIONS,
-    }.items()
 }

@@ -7,18 +7,17 @@ quantised again, as ONNX Runtime's own kernels do it up to the last rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxmesh.compiler.errors import ModelError
-from onnxmesh.passes.graph.build import Builder
+from onnxmesh.passes.graph.build import Builder, Expansion
 from onnxmesh.passes.graph.infer import dtype_of, label, optional, present, set_type, shape_of
-from onnxmesh.passes.normalise.microsoft_attention import ATTENTION_EXPANSIONS
+from onnxmesh.passes.normalise.microsoft.attention import ATTENTION_EXPANSIONS
 from onnxmesh.passes.normalise.quantised import along, as_float, qlinear_conv_of, requantised, scaled
-
-Expansion = Callable[[ir.Node, Builder], None]
 
 
 def _dequantised(b: Builder, x: ir.Value, scale: ir.Value, zero: ir.Value | None, **attributes: Any) -> ir.Value:
@@ -90,17 +89,10 @@ def softmax(node: ir.Node, b: Builder) -> None:
         axis = node.attributes.get_int("axis", -1) % len(shape)
         if node.attributes.get_int("opset", 13) >= 13 or axis == len(shape) - 1:
             return b.op("Softmax", x, axis=axis)
-        flat = b.reshape(x, *shape[:axis], _product(shape[axis:]))
+        flat = b.reshape(x, *shape[:axis], prod(shape[axis:]))
         return b.reshape(b.op("Softmax", flat, axis=axis), *shape)
 
     b.replace(_wrapped(node, b, function))
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result
 
 
 _POOL = ("auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides")
@@ -247,7 +239,7 @@ def _zeros(node: ir.Node, b: Builder, n: int, blocks: int, bits: int) -> ir.Valu
     if zeros is None:
         return b.constant(1 << (bits - 1), kind)
     if dtype_of(zeros) == ir.DataType.UINT8:
-        zeros = unpacked(b, b.reshape(zeros, n, _product(shape_of(zeros)) // n), bits)
+        zeros = unpacked(b, b.reshape(zeros, n, prod(shape_of(zeros)) // n), bits)
         zeros = zeros if shape_of(zeros)[1] == blocks else b.slice(zeros, 1, 0, blocks)
         zeros = b.op("Cast", zeros, to=int(kind))
     return b.reshape(zeros, n, blocks, 1)

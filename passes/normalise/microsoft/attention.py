@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxmesh.compiler.errors import ModelError
-from onnxmesh.passes.graph.build import Builder
+from onnxmesh.passes.graph.build import Builder, Expansion
 from onnxmesh.passes.graph.infer import dtype_of, label, optional, present, shape_of
 from onnxmesh.passes.normalise.attention import join_heads, split_heads
-from onnxmesh.passes.normalise.microsoft_cache import Fill, Seen, fill_of, insert, seen
-from onnxmesh.passes.normalise.microsoft_grouped import group_query_attention
-from onnxmesh.passes.normalise.microsoft_norms import used
-from onnxmesh.passes.normalise.microsoft_rotary import ROTARY_EXPANSIONS
-from onnxmesh.passes.normalise.microsoft_scores import QKV, Softmax, attention_of, scale_of, scores_of
+from onnxmesh.passes.normalise.microsoft.cache import Fill, Seen, fill_of, insert, seen
+from onnxmesh.passes.normalise.microsoft.grouped import group_query_attention
+from onnxmesh.passes.normalise.microsoft.norms import used
+from onnxmesh.passes.normalise.microsoft.rotary import ROTARY_EXPANSIONS
+from onnxmesh.passes.normalise.microsoft.scores import QKV, Softmax, attention_of, scale_of, scores_of
 
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -245,7 +244,7 @@ def _by_lengths(node: ir.Node, b: Builder, mask: ir.Value, keys: int) -> ir.Valu
     return b.op("And", kept, b.op("GreaterOrEqual", key, starts))
 
 
-ATTENTION_EXPANSIONS: dict[str, Callable[[ir.Node, Builder], None]] = {
+ATTENTION_EXPANSIONS: dict[str, Expansion] = {
     "Attention": attention,
     "MultiHeadAttention": multi_head_attention,
     "DecoderMaskedMultiHeadAttention": decoder_masked_attention,

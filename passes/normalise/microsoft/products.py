@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.graph.build import Builder
 from onnxmesh.passes.graph.infer import dtype_of, label, optional, present, shape_of
-from onnxmesh.passes.normalise.microsoft_norms import channels_first, channels_last
+from onnxmesh.passes.normalise.microsoft.norms import channels_first, channels_last
 
 ACTIVATIONS: dict[str, dict[str, float]] = {
     **{name: {} for name in "Relu Sigmoid Tanh Softplus Softsign Abs Neg Exp Log Sqrt HardSwish".split()},

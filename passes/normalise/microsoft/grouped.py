@@ -11,9 +11,9 @@ from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.graph.build import Builder
 from onnxmesh.passes.graph.infer import DOMAIN, constant, dtype_of, label, optional, present, set_type, shape_of
 from onnxmesh.passes.normalise.attention import join_heads, rotate, table_at
-from onnxmesh.passes.normalise.microsoft_cache import Fill, fill_of, insert, positions, seen
-from onnxmesh.passes.normalise.microsoft_norms import used
-from onnxmesh.passes.normalise.microsoft_scores import (
+from onnxmesh.passes.normalise.microsoft.cache import Fill, fill_of, insert, positions, seen
+from onnxmesh.passes.normalise.microsoft.norms import used
+from onnxmesh.passes.normalise.microsoft.scores import (
     QKV,
     Softmax,
     attention_of,

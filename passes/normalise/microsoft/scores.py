@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxmesh.passes.graph.build import Builder
 from onnxmesh.passes.graph.infer import DOMAIN, dtype_of, set_type, shape_of
 from onnxmesh.passes.normalise.attention import attend
-from onnxmesh.passes.normalise.microsoft_cache import Seen
+from onnxmesh.passes.normalise.microsoft.cache import Seen
 
 QKV = tuple[ir.Value, ir.Value, ir.Value]
 

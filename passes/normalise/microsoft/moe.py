@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.graph.build import Builder
 from onnxmesh.passes.graph.infer import dtype_of, label, optional, present, shape_of
-from onnxmesh.passes.normalise.microsoft_quantised import unpacked
+from onnxmesh.passes.normalise.microsoft.quantised import unpacked
 
 ACTIVATIONS = ("relu", "gelu", "silu", "swiglu", "identity")
 INTERLEAVED, HALVES = 1, 2

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.graph.build import Builder
 from onnxmesh.passes.graph.infer import dtype_of, label, present
-from onnxmesh.passes.normalise.microsoft_quantised import unpacked
+from onnxmesh.passes.normalise.microsoft.quantised import unpacked
 
 _HALF = (0.0, 1 / 192, 2 / 3, 1.0, 1 / 3, 1 / 2, 1 / 6, 1 / 4)
 FP4 = (*_HALF, *(-x for x in _HALF))
