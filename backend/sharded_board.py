@@ -79,8 +79,7 @@ def text(row: Json) -> str:
     parts = [
         f"Of {tests['all']} node tests {tests['run']} run on one rank. On {row['ranks']} ranks {tests['cut']} of these "
         f"have a node that was cut, in {ways} ways in all; in {tests['whole']} every rank computes all, and of "
-        f"{tests['folded']} nothing is left to run. {len(row['wrong'])} give anything else than one rank does. "
-        f"{row['seconds']} seconds.",
+        f"{tests['folded']} nothing is left to run. {len(row['wrong'])} give anything else than one rank does.",
         f"**{len(operators['cut'])} operators of ONNX were cut**, in so many tests of their own:\n"
         f"{_listed(operators['cut'])}.",
         f"In normal form these are {len(ops)} ops, in so many ways:\n"

@@ -101,6 +101,7 @@ def test_floats_agree_up_to_rounding(dtype: type) -> None:
     assert sharded.equal((x.astype(np.float64) + [step, step, 0, 0]).astype(dtype), x)
     assert not sharded.equal((x.astype(np.float64) + [20 * step, 0, 0, 0]).astype(dtype), x)
     assert not sharded.equal(x[::-1], x)
+    assert not sharded.equal((x.astype(np.float64) + [0, step, 0, 0]).astype(dtype), x, rounding=0)
 
 
 def test_integers_agree_exactly() -> None:
