@@ -55,6 +55,7 @@ from onnxmesh.passes.schedule.schedule import schedule
 from onnxmesh.runtime.mesh import Mesh
 from onnxmesh.runtime.plan import Plan
 from onnxmesh.runtime.profile import load as load_profile
+from onnxmesh.runtime.report import Report
 
 ModelLike: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
 Source: TypeAlias = ModelLike | Sequence[str | os.PathLike[str] | onnx.ModelProto | ir.Model]
@@ -214,7 +215,7 @@ def _lower(state: Compilation) -> None:
     report = build_report(
         plan, graph, state.survey, state.placed, state.findings, state.options, state.stays, state.modules
     )
-    state.plan = replace(plan, source=reader(state.tensors), report=report)
+    state.plan = replace(plan, source=reader(state.tensors), report=Report(report))
 
 
 PIPELINE: tuple[Stage, ...] = (

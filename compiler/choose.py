@@ -13,8 +13,13 @@ from onnxmesh.compiler import api
 from onnxmesh.compiler.errors import ModelError, ShardingError
 from onnxmesh.compiler.options import CP_STRATEGIES, CpStrategy, Options, Precision
 from onnxmesh.runtime.mesh import Mesh
+from onnxmesh.runtime.notebook import Facts, Shown
 from onnxmesh.runtime.profile import load as load_profile
-from onnxmesh.runtime.text import size
+from onnxmesh.runtime.text import micros, size
+
+FORMAT = 1
+SHOWN = 8
+"""Estimates that a console or a notebook shows."""
 
 Told = Callable[[int, int], None]
 """Called with how many candidates are done, and how many there are."""
@@ -37,8 +42,8 @@ class Candidate:
         return f"{axes or '1 rank'}{'' if self.cp_strategy == 'auto' else f' {self.cp_strategy}'}"
 
 
-@dataclass(frozen=True)
-class Estimate:
+@dataclass(frozen=True, repr=False)
+class Estimate(Shown):
     """What a candidate is predicted to take; only `reason` where it cannot be compiled.
 
     Attributes:
@@ -71,9 +76,16 @@ class Estimate:
             return head
         return head | {name: value for name, value in vars(self).items() if name not in ("candidate", "reason")}
 
+    def _facts(self) -> tuple[str, Facts]:
+        return f"Estimate of {self.candidate}", [("", self._text)]
 
-@dataclass(frozen=True)
-class Choice:
+    @property
+    def _text(self) -> str:
+        return self.reason or f"{micros(self.total_us)}, {size(self.device_bytes)} a rank"
+
+
+@dataclass(frozen=True, repr=False)
+class Choice(Shown):
     """Candidates compared.
 
     Attributes:
@@ -116,7 +128,17 @@ class Choice:
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
         found = [item.to_json() for item in self.estimates]
-        return {"ranks": self.ranks, "one_rank": self.alone.to_json(), "estimates": found, "warning": self.warning}
+        return {
+            "format": FORMAT,
+            "ranks": self.ranks,
+            "one_rank": self.alone.to_json(),
+            "estimates": found,
+            "warning": self.warning,
+        }
+
+    def _facts(self) -> tuple[str, Facts]:
+        shown = self.estimates[:SHOWN]
+        return f"Choice for {self.ranks} ranks", [(str(item.candidate), item._text) for item in shown]
 
 
 def candidates(ranks: int) -> Iterator[Candidate]:

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from onnxmesh.runtime.notebook import Facts, Shown
 from onnxmesh.runtime.plan import Collective, Plan, Program
 
 Report = Mapping[str, Any]
+FORMAT = 1
 Change = tuple[Any, Any]
 """What the first plan has, and the second; None where it has nothing."""
 
@@ -27,8 +29,8 @@ _TOTALS: Mapping[str, tuple[str, str]] = {
 """Figures of one rank: section and field of the report. Fields end in their unit."""
 
 
-@dataclass(frozen=True)
-class Difference:
+@dataclass(frozen=True, repr=False)
+class Difference(Shown):
     """What differs, by name; what is equal is not in it.
 
     Attributes:
@@ -56,10 +58,15 @@ class Difference:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data: every change as a list of two."""
-        return {
+        return {"format": FORMAT} | {
             name: value if isinstance(value, bool) else {key: list(change) for key, change in value.items()}
             for name, value in vars(self).items()
         }
+
+    def _facts(self) -> tuple[str, Facts]:
+        changes = {name: value for name, value in vars(self).items() if not isinstance(value, bool)}
+        counts = [(name, str(len(value))) for name, value in changes.items() if value]
+        return "Difference" if self else "No difference", counts or ([("", "in the program's details")] if self else [])
 
 
 def difference(first: Plan, second: Plan) -> Difference:

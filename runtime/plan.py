@@ -15,7 +15,9 @@ from typing import Any, Literal
 from onnxmesh.runtime.dtypes import dtype as to_dtype
 from onnxmesh.runtime.loose import is_loose
 from onnxmesh.runtime.mesh import Mesh
+from onnxmesh.runtime.notebook import Facts, Shown, mesh_text, ports
 from onnxmesh.runtime.placement import Placement
+from onnxmesh.runtime.report import Report
 
 VERSION = 3
 
@@ -174,8 +176,8 @@ class Program:
     values: Mapping[str, Recipe] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """What `onnxmesh compile` makes, and all that a rank needs to know.
 
     `source` is where the weights are: a function that reads the model's initialisers by name, or the folder that the
@@ -187,8 +189,8 @@ class Plan:
     programs: tuple[Program, ...]
     producer: str = ""
     version: int = VERSION
-    report: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    source: Any = field(default=None, compare=False, repr=False)
+    report: Report = field(default_factory=Report, compare=False)
+    source: Any = field(default=None, compare=False)
 
     def save(
         self, folder: str | Path, *, weights: bool = True, progress: Callable[[int, int], None] | None = None
@@ -203,3 +205,8 @@ class Plan:
         from onnxmesh.runtime.serialize import save  # the types know nothing of files
 
         return save(self, folder, self.source if weights else None, self.report, progress)
+
+    def _facts(self) -> tuple[str, Facts]:
+        program = self.programs[0]
+        facts = [("instructions", str(len(program.instructions))), ("weights", str(len(self.weights)))]
+        return f"Plan for {mesh_text(self.mesh)}", [*facts, *ports(program)]

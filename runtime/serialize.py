@@ -24,6 +24,7 @@ from onnxmesh.runtime.dtypes import dtype
 from onnxmesh.runtime.errors import PlanError
 from onnxmesh.runtime.plan import Plan, Weight
 from onnxmesh.runtime.recipe import Fetch, cut_spec, evaluate
+from onnxmesh.runtime.report import Report
 from onnxmesh.runtime.shards import Entry, ShardFile, ShardWriter, digest, header
 from onnxmesh.runtime.validate import shard_key, validate, weight_entry
 
@@ -72,7 +73,7 @@ def load(folder: str | Path) -> Plan:
     report = _read(path / _REPORT)
     if hashlib.sha256(report).hexdigest() != report_digest:
         raise PlanError(f"{path / _REPORT} is damaged: its digest does not match", code="OM4002")
-    return replace(plan, source=path, report=json.loads(report))
+    return replace(plan, source=path, report=Report(json.loads(report)))
 
 
 def load_weights(folder: str | Path, plan: Plan, coordinate: Mapping[str, int]) -> list[np.ndarray]:

@@ -20,6 +20,7 @@ from onnxmesh.runtime.dtypes import dtype, ort_type
 from onnxmesh.runtime.engine import Engine, Hook
 from onnxmesh.runtime.errors import InvalidArgument, PlanError, RunError
 from onnxmesh.runtime.loading import LoadReport
+from onnxmesh.runtime.notebook import ShownSession
 from onnxmesh.runtime.plan import Plan, Port
 from onnxmesh.runtime.random_weights import RANDOM
 from onnxmesh.runtime.recipe import Fetch
@@ -53,7 +54,7 @@ class NodeArg:
     type: str
 
 
-class Session:
+class Session(ShownSession):
     """A plan, ready to run. Use it in a `with`, or close it.
 
     Without a communicator all ranks run as threads of this process or, on GPUs, as processes that it starts, one for
@@ -92,7 +93,7 @@ class Session:
         hooks: Callable[[int], Hook] | None = None,
         graph: bool = True,
     ) -> None:
-        kind, index = parse_device(device)
+        self._kind, index = parse_device(device)
         if io not in ("all", "root"):
             raise InvalidArgument(f"io is 'all' or 'root', not {io!r}", code="OM5008")
         self.plan = _checked_plan(plan) if isinstance(plan, Plan) else load(plan)
@@ -111,11 +112,11 @@ class Session:
         self._processes: ProcessRanks | None = None
         self._engines: dict[int, Engine] = {}
         self._device: Device = HostDevice()
-        if kind == "cuda" and communicator is None:
+        if self._kind == "cuda" and communicator is None:
             communicator = self._use_gpus(source, timeout, graph)
             if communicator is None:
                 return
-        if kind == "cuda":
+        if self._kind == "cuda":
             self._device = _cuda_device(index, communicator, graph)
         if communicator is None:
             self._threads = ThreadRanks(mesh, timeout)

@@ -21,7 +21,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_compiles_of_one_model_do_the_same(model: Path) -> None:
     found = difference(onnxmesh.compile(model, tp=2), onnxmesh.compile(model, tp=2))
     assert not found
-    assert all(not value for value in found.to_json().values())
+    assert all(not value for name, value in found.to_json().items() if name != "format")
 
 
 def test_another_strategy_differs_in_what_is_sent_and_how_attention_runs(model: Path) -> None:
