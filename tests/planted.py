@@ -23,8 +23,8 @@ def off_by_one_row(x: np.ndarray) -> np.ndarray:
 
 
 def wrong_sign(x: np.ndarray) -> np.ndarray:
-    """The last quarter of all elements, negated."""
-    return np.concatenate([x.reshape(-1)[: x.size * 3 // 4], -x.reshape(-1)[x.size * 3 // 4 :]]).reshape(x.shape)
+    """The first quarter of all elements, negated."""
+    return np.concatenate([-x.reshape(-1)[: x.size // 4], x.reshape(-1)[x.size // 4 :]]).reshape(x.shape)
 
 
 def wrong_scale(x: np.ndarray) -> np.ndarray:

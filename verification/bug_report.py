@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,39 @@ LARGEST = 1 << 30
 """Bytes of weights that the nodes' file may hold."""
 
 
+class Stored(Mapping[str, np.ndarray]):
+    """Arrays in an .npz file, each read when it is asked for: what is kept of a large difference."""
+
+    def __init__(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        write_outputs(path, arrays)
+        self._path, self._dtypes = path, {name: array.dtype for name, array in arrays.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        with np.load(self._path, allow_pickle=False) as file:
+            array: np.ndarray = file[name]
+        return array if array.dtype == self._dtypes[name] else array.view(self._dtypes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._dtypes)
+
+    def __len__(self) -> int:
+        return len(self._dtypes)
+
+
+def keep_in(folder: str | os.PathLike[str]) -> Callable[[Difference], Mapping[str, np.ndarray]]:
+    """What `examine` keeps arrays with: it writes them to `tensors.npz` in a folder, at once."""
+
+    def keep(difference: Difference) -> Mapping[str, np.ndarray]:
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        return Stored(target / "tensors.npz", difference.arrays)
+
+    return keep
+
+
 def save(difference: Difference, model: Model, suspects: Sequence[Suspect], folder: str | os.PathLike[str]) -> Path:
-    """Write `tensors.npz`, `nodes.onnx` (weights included, unless they are too large) and `difference.json`."""
+    """Write beside the arrays `nodes.onnx` (weights included, unless they are too large) and `difference.json`."""
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    write_outputs(target / "tensors.npz", difference.arrays)
     segment, arrays = difference.check.segment, difference.arrays
     values = {name: arrays[f"input.{name}"] for name in segment.inputs}
     weights = {name: model.weight(name) for name in segment.weights}

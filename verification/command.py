@@ -15,8 +15,9 @@ from onnxmesh.compiler.verification import Verification
 from onnxmesh.runtime import launch
 from onnxmesh.runtime.plan import Plan
 from onnxmesh.runtime.serialize import load
-from onnxmesh.verification.bug_report import save, to_json
+from onnxmesh.verification.bug_report import keep_in, save, to_json
 from onnxmesh.verification.each import Examination, examine
+from onnxmesh.verification.memory import give_back_at_once
 from onnxmesh.verification.model import Model
 from onnxmesh.verification.pairs import Run, compare_runs
 from onnxmesh.verification.reduce import options_of, reduce
@@ -73,14 +74,16 @@ def compare_pair(request: Request) -> Verification:
 
 def compare_each(request: Request) -> Examination:
     """Compare every tensor, print what was found, and write what was asked for."""
+    give_back_at_once()
     model = Model(request.model)
-    result = examine(request.plan, model, request.feeds, weights=request.weights)
+    folder = request.folder or f"{Path(request.model).stem}.wrong"
+    result = examine(request.plan, model, request.feeds, weights=request.weights, keep=keep_in(folder))
     first = result.differences[0] if result.differences else None
     saved = None
     if first is not None:
         check = first.check
         result.suspects = suspects(request.plan, request.feeds, check.tensor, check.anchors.values(), request.weights)
-        saved = save(first, model, result.suspects, request.folder or f"{Path(request.model).stem}.wrong")
+        saved = save(first, model, result.suspects, folder)
     if request.as_json:
         found = [to_json(item, result.suspects if item is first else ()) for item in result.differences]
         reasons = dict(result.reasons)

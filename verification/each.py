@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -126,7 +126,13 @@ class Examination:
 
 
 def examine(
-    plan: Plan, model: Model | Path, feeds: Arrays, *, weights: Fetch | Path | None = None, device: str = "cpu"
+    plan: Plan,
+    model: Model | Path,
+    feeds: Arrays,
+    *,
+    weights: Fetch | Path | None = None,
+    device: str = "cpu",
+    keep: Callable[[Difference], Arrays] | None = None,
 ) -> Examination:
     """Run `plan` and compare every tensor of it with what the nodes of `model` make of the tensors before.
 
@@ -134,6 +140,7 @@ def examine(
         feeds: the plan's inputs, by name.
         weights: where the plan's weights are, if not where it came from.
         device: `cpu`; or `cuda` for a plan of one rank.
+        keep: given the first difference, with its arrays; says which of them stay, as when it has written them to disk.
 
     Raises:
         VerificationError: the plan does not know what it holds, or is of another model.
@@ -141,7 +148,7 @@ def examine(
     """
     model = model if isinstance(model, Model) else Model(model)
     begin = time.perf_counter()
-    work = _Work(plan, model, schedule(plan, model), {**bound_values(plan.programs[0]), **feeds})
+    work = _Work(plan, model, schedule(plan, model), {**bound_values(plan.programs[0]), **feeds}, keep)
     source = weights if weights is None or callable(weights) else str(weights)
     with Session(plan, device, weights=source, timeout=DAY, hooks=work.hook) as session:
         if not session.engines:
@@ -158,8 +165,10 @@ def examine(
 class _Work:
     """A run that is being compared."""
 
-    def __init__(self, plan: Plan, model: Model, schedule: Schedule, feeds: Arrays) -> None:
-        self.plan, self.model, self.schedule, self.feeds = plan, model, schedule, feeds
+    def __init__(
+        self, plan: Plan, model: Model, schedule: Schedule, feeds: Arrays, keep: Callable[[Difference], Arrays] | None
+    ) -> None:
+        self.plan, self.model, self.schedule, self.feeds, self.keep = plan, model, schedule, feeds, keep
         self.oracle = Oracle(model)
         self.result = Examination()
         self.session: Session | None = None
@@ -211,8 +220,11 @@ class _Work:
         compared = self._compared(found, item)
         self.result.compared.append(compared)
         if compared.wrong:
-            arrays = {} if self.result.differences else self._arrays(found, values)
-            self.result.differences.append(self._difference(found, compared, check, arrays))
+            first = not self.result.differences
+            difference = self._difference(found, compared, check, self._arrays(found, values) if first else {})
+            if first and self.keep is not None:
+                difference = replace(difference, arrays=self.keep(difference))
+            self.result.differences.append(difference)
 
     def _spread(self, segment: Segment, values: Arrays, expected: np.ndarray, change: float) -> Spread | None:
         """What float64 says; None where nothing computes the segment in it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 
@@ -13,6 +15,18 @@ from onnxmesh.verification.correspondence import Tensor
 
 DAY = 86400.0
 """Seconds that ranks wait for each other: as long as comparing takes."""
+
+_MMAP_THRESHOLD = -3
+"""glibc's M_MMAP_THRESHOLD."""
+
+
+def give_back_at_once() -> None:
+    """Have this process return the memory of large arrays as they are freed, where it has glibc's allocator.
+
+    That would keep them for later, and count them: its threshold grows with what is freed (mallopt(3)).
+    """
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 20)
 
 
 def held(session: Session, tensor: Tensor) -> Iterator[tuple[int, np.ndarray]]:

@@ -17,7 +17,7 @@ from onnxmesh.compiler.verification import widen
 from onnxmesh.runtime.dtypes import is_narrow
 from onnxmesh.runtime.kernels.elementwise import ELEMENTWISE
 from onnxmesh.verification.model import Arrays, Model, Segment
-from onnxmesh.verification.rounding import Bound, is_float
+from onnxmesh.verification.rounding import CHUNK, Bound, is_float
 
 CHANGES = 3
 """Random changes of the inputs that D is taken over."""
@@ -78,13 +78,15 @@ class Oracle:
         rng = np.random.default_rng(0)
         for turn in range(1 + CHANGES):
             factor = change if turn else 0.0
-            feeds = {name: _changed(inputs[name], factor, rng) for name in names}
             try:
                 with np.errstate(all="ignore"):
+                    feeds = {name: _changed(inputs[name], factor, rng) for name in names}
                     outputs = evaluator.run(list(segment.outputs), feeds)
+                    del feeds
             except Exception as error:
                 raise VerificationError(f"onnx.reference: {' '.join(str(error).split())[:200]}") from error
             yield dict(zip(segment.outputs, map(np.asarray, outputs)))
+            del outputs  # before the next are computed
 
     def bound(self, segment: Segment, values: Arrays, unit: float, last: str) -> Bound:
         """What a right result may be off; `last` is the output that it is for."""
@@ -155,7 +157,10 @@ def _changed(array: np.ndarray, factor: float, rng: np.random.Generator) -> np.n
         return array
     wide = array.astype(np.float64)
     if factor:
-        wide *= 1 + rng.uniform(-factor, factor, wide.shape)
+        flat = wide.reshape(-1)
+        for start in range(0, flat.size, CHUNK):
+            part = flat[start : start + CHUNK]
+            part *= 1 + rng.uniform(-factor, factor, part.size)
     return wide
 
 

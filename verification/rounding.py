@@ -25,7 +25,7 @@ Integers and booleans must be the reference's, or float64's; those that an op ro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -79,26 +79,38 @@ class Spread:
     @staticmethod
     def of(exact: np.ndarray, reference: np.ndarray, changed: Iterator[np.ndarray]) -> Spread:
         """From float64's result, the reference's, and float64's for changed inputs."""
-        slack = FACTOR * _row_max(_difference(reference, exact))
+        slack = FACTOR * _largest_difference(reference, exact)
         worst = np.zeros_like(slack)
         for other in changed:
-            worst = np.maximum(worst, _row_max(_difference(other, exact)))
+            worst = np.maximum(worst, _largest_difference(other, exact))
         return Spread(exact, np.broadcast_to(slack + worst, exact.shape))
 
 
 def scale(reference: np.ndarray) -> np.ndarray:
     """The root mean square of each row, as a view of the tensor's shape."""
-    rows = np.empty((*reference.shape[:-1], 1)) if _has_rows(reference) else np.empty(())
     if not _has_rows(reference):
         total = sum(float(np.square(_finite(part)).sum()) for part in chunks(reference))
-        rows[...] = np.sqrt(total / max(1, reference.size))
-    else:
-        flat, target = reference.reshape(-1, reference.shape[-1]), rows.reshape(-1)
-        step = max(1, CHUNK // reference.shape[-1])
-        for start in range(0, len(flat), step):
-            part = _finite(flat[start : start + step])
-            target[start : start + step] = np.sqrt(np.square(part).mean(axis=-1))
+        return np.broadcast_to(np.sqrt(total / max(1, reference.size)), reference.shape)
+    rows = _by_row(lambda part: np.sqrt(np.square(_finite(part)).mean(axis=-1)), reference)
     return np.broadcast_to(rows, reference.shape)
+
+
+def _largest_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The largest difference of each row, or of all."""
+    if not _has_rows(b):
+        return np.asarray(
+            max((float(_difference(x, y).max(initial=0)) for x, y in zip(chunks(a), chunks(b))), default=0)
+        )
+    return _by_row(lambda x, y: _difference(x, y).max(axis=-1), a, b)
+
+
+def _by_row(function: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+    """What a function gives for each row, [..., 1], some rows at a time."""
+    shape = arrays[0].shape
+    flat = [array.reshape(-1, shape[-1]) for array in arrays]
+    step = max(1, CHUNK // shape[-1])
+    parts = [function(*(x[start : start + step] for x in flat)) for start in range(0, len(flat[0]), step)]
+    return np.concatenate([np.empty(0), *parts]).reshape(*shape[:-1], 1)
 
 
 @dataclass(frozen=True)
@@ -171,12 +183,6 @@ def _ratios(
 
 def _has_rows(array: np.ndarray) -> bool:
     return array.ndim > 0 and array.shape[-1] >= SHORT
-
-
-def _row_max(array: np.ndarray) -> np.ndarray:
-    if not array.size:
-        return np.zeros(())
-    return np.asarray(array.max(axis=-1, keepdims=True) if _has_rows(array) else array.max())
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
