@@ -240,10 +240,21 @@ def verify(model: str, plan: str | None, inputs: str | None, seed: int, **given:
 @click.option("--node", help="Show one node, weight, tensor or instruction (#12).")
 @click.option("--json", "as_json", is_flag=True, help="Print the report, the view or the node as JSON.")
 @click.option("--all", "full", is_flag=True, help="Print the whole report, or all of the view.")
-def inspect(plan: str, what: str | None, node: str | None, as_json: bool, full: bool) -> None:
+@click.option("--html", type=click.Path(dir_okay=False), help="Write a page that shows all of it to this file.")
+@click.option("--bench", type=click.Path(), help="With --html: show the times of this result of bench --json too.")
+def inspect(
+    plan: str, what: str | None, node: str | None, as_json: bool, full: bool, html: str | None, bench: str | None
+) -> None:
     """Show what PLAN does: placements, memory, collectives, what is replicated and why."""
     from onnxmesh.inspection.show import show
 
+    if bench is not None and html is None:
+        raise click.UsageError("--bench goes with --html")
+    if html is not None:
+        from onnxmesh.inspection.page import write
+
+        click.echo(write(plan, html, bench))
+        return
     if what is not None and node is not None:
         raise click.UsageError("give either --what or --node")
     click.echo(show(plan, what=what, node=node, as_json=as_json, full=full))

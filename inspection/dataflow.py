@@ -12,7 +12,7 @@ from onnxmesh.runtime.plan import Buffer, Program
 
 @dataclass(frozen=True)
 class Life:
-    """When a buffer of the arena holds something: from the first instruction that writes it to the last to need it."""
+    """When a buffer of the arena holds something: from the first instruction that writes it to the last reader."""
 
     buffer: int
     bytes: int
@@ -36,7 +36,7 @@ class Dataflow:
         self._written: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
         self.sources: list[tuple[tuple[int, ...], ...]] = []
         for at, item in enumerate(program.instructions):
-            self.sources.append(tuple(self._made(buffer) for buffer in item.ins))
+            self.sources.append(tuple(self._made(buffer, item.after) for buffer in item.ins))
             for buffer in item.ins:
                 if buffer >= 0:
                     self.readers[self.root(buffer)].append(at)
@@ -56,8 +56,9 @@ class Dataflow:
         root, start, stop = self._span(buffer)
         return tuple(at for at, first, last in self._written[root] if first < stop and start < last)
 
-    def _made(self, buffer: int) -> tuple[int, ...]:
-        return self.made(buffer) if buffer >= 0 else ()
+    def _made(self, buffer: int, after: Sequence[int]) -> tuple[int, ...]:
+        """Those that an instruction waits for: parts of a buffer that lie interleaved only seem to overlap."""
+        return tuple(at for at in self.made(buffer) if at in after) if buffer >= 0 else ()
 
     def _span(self, buffer: int) -> tuple[int, int, int]:
         """(root, first byte, end) of a buffer's elements."""
