@@ -264,9 +264,9 @@ def test_memory_shows_what_lives_at_the_peak(page: Any, plan: Plan) -> None:
 
 
 def test_everything_by_keyboard(page: Any) -> None:
-    page.focus("#graph")
-    first = page.evaluate("document.activeElement.dataset.key")
-    assert first is not None
+    page.focus("#tab-graph")
+    page.keyboard.press("Tab")  # into the graph
+    page.wait_for_function("document.activeElement.dataset.key")
     for _ in range(12):
         page.keyboard.press("ArrowDown")
         if "fold" in page.evaluate("document.activeElement.getAttribute('class')"):

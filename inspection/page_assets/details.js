@@ -34,7 +34,14 @@ function head(kicker, title, target) {
 }
 
 function showNothing() {
-  fill(element("p", { class: "empty" }, "Select a box, an edge or a row: its shapes, its placement, where it comes from and why it was placed so stand here."));
+  const kinds = d3.rollups(steps, (own) => ({ count: own.length, us: d3.sum(own, (step) => step.us ?? 0), sends: isCollective(own[0]) }),
+    (step) => isCollective(step) ? `${step.name} on ${step.axis}` : step.title).sort((a, b) => b[1].us - a[1].us);
+  const most = kinds[0]?.[1].us || 1;
+  fill(element("p", { class: "empty" }, "Select a box, an edge or a row: its shapes, its placement, where it comes from and why it was placed so stand here."),
+    element("h3", {}, "Where the predicted time goes"),
+    element("table", { class: "choices times" }, element("tbody", {}, kinds.slice(0, 14).map(([name, own]) => element("tr", {},
+      element("td", {}, name, element("span", { class: `bar${own.sends ? " sends" : ""}`, style: `width: ${Math.max(1, 100 * own.us / most).toFixed(1)}%` })),
+      element("td", {}, `${own.count} ×`), element("td", {}, timeText(own.us)))))));
 }
 
 function showFold(fold) {

@@ -16,7 +16,10 @@ function buildGraph(panel) {
   view.stage = svg.append("g");
   view.zoom = d3.zoom().scaleExtent([0.05, 3]).on("zoom", (event) => view.stage.attr("transform", event.transform))
     .filter((event) => event.type !== "dblclick" && !event.button);
-  svg.call(view.zoom).on("keydown", graphKey).on("focus", () => { if (!view.focus) focusBox(firstBox()); });
+  svg.call(view.zoom).on("keydown", graphKey).on("focus", function (event) {
+    if (event.target !== this || !this.matches(":focus-visible")) return;
+    setTimeout(() => { if (document.activeElement === this) focusBox(view.byKey.get(view.focus) ?? firstBox()); });
+  });
   panel.append(legend(), element("div", { class: "zoom" },
     element("button", { type: "button", "aria-label": "Zoom in", onclick: () => zoomBy(1.35) }, "+"),
     element("button", { type: "button", "aria-label": "Zoom out", onclick: () => zoomBy(1 / 1.35) }, "−"),
@@ -29,7 +32,7 @@ function buildGraph(panel) {
 function legend() {
   const row = (style, text) => element("div", {}, element("i", { style }), text);
   return element("div", { class: "legend", "aria-label": "Legend" },
-    row("border-top: 5px solid var(--send)", "collective: what is sent between ranks"),
+    row("border-top: 5px solid var(--send)", "collective: sent between ranks"),
     ...plan.axes.map(([axis, size], i) => row(`border-color: var(${AXIS_COLOURS[i % AXIS_COLOURS.length]})`, `S(dim): cut on ${axis}, ${size} ranks`)),
     row("border-color: var(--whole)", "R: whole on every rank"),
     row("border-top: 3px dashed var(--partial)", "P: partial sums, not yet added"),

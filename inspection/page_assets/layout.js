@@ -5,7 +5,7 @@
 // the program's inputs and outputs, and, inside of a block, what comes in and what goes out.
 
 const CARD = { width: 284, height: 78 }, WEIGHT = 23, PILL = { width: 220, height: 48 }, PORT = { width: 184, height: 44 };
-const CLOSED = { width: 330, height: 88 }, SENT = 33, HEAD = 60, PAD = 22;
+const CLOSED = { width: 356, height: 88 }, SENT = 33, HEAD = 60, PAD = 22;
 const MANY = 3;  // readers of which only the first gets an edge: the others name what they read
 
 function scopeOf(instructions, folds, inner = "") {
