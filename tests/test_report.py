@@ -45,7 +45,8 @@ def fields(value: Any, path: str = "") -> Iterator[str]:
 
 
 def test_the_document_names_every_field_and_no_other() -> None:
-    rows = [line.split("|")[1] for line in DOCUMENT.read_text().splitlines() if line.startswith("| `")]
+    _, _, sections = DOCUMENT.read_text().partition("\n## ")
+    rows = [line.split("|")[1] for line in sections.splitlines() if line.startswith("| `")]
     documented = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
     fixture = inputs.load("llama_h6_op18")
     shapes = fixture.shapes()
