@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 
 import onnx_ir as ir
@@ -63,8 +64,12 @@ class Group:
 
 def _is_for_hosts(node: ir.Node) -> bool:
     """Whether a node reads or makes what GPUs have no arrays of: it runs on the host there, and nothing else should."""
-    values = (value for value in (*node.inputs, *node.outputs) if value is not None and value.dtype is not None)
-    return any(is_for_hosts(value.dtype.numpy()) for value in values if value.dtype is not None)
+    return any(value is not None and _has_no_arrays(value.dtype) for value in (*node.inputs, *node.outputs))
+
+
+@cache
+def _has_no_arrays(dtype: ir.DataType | None) -> bool:
+    return dtype is not None and is_for_hosts(dtype.numpy())
 
 
 class Groups:

@@ -177,6 +177,7 @@ class Editor:
         self.graph = graph
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
         self._made: list[ir.Node] = []
+        self._unclaimed: list[ir.Node] = []
 
     def op(
         self,
@@ -217,6 +218,7 @@ class Editor:
         node = ir.node(op_type, trimmed, attrs, domain=domain, outputs=values, name=fresh(self.graph, op_type))
         self.graph.append(node)
         self._made.append(node)
+        self._unclaimed.append(node)
         return node
 
     def constant(self, data: np.ndarray, name: str) -> ir.Value:
@@ -270,8 +272,9 @@ class Editor:
         """
         node, anchor = new.producer(), old.producer()
         if anchor is not None:
-            for made in self._made:
+            for made in self._unclaimed:
                 made.meta.setdefault("origin", origin(anchor))
+            self._unclaimed.clear()
         rename = node is not None and not any(v.is_graph_output() for v in node.outputs)
         substitute(self.graph, old, new, rename=rename)
         self.prune(old)
