@@ -34,7 +34,7 @@ KINDS = {
 
 
 def sources() -> Iterator[tuple[Path, ast.Module]]:
-    for folder in ("compiler", "passes", "runtime", "inspection", "backend", "models"):
+    for folder in ("compiler", "passes", "runtime", "inspection", "verification", "backend", "models"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             yield path, ast.parse(path.read_text())
 

@@ -78,7 +78,9 @@ def tensors(plan: Plan, model: Model) -> list[Tensor]:
     """
     trace = plan.report.get("trace")
     if trace is None:
-        raise VerificationError("the plan does not say which values of the model it holds", hint="compile it again")
+        raise VerificationError(
+            "the plan does not say which values of the model it holds", hint="compile it again", code="OM6102"
+        )
     program = plan.programs[0]
     writes = _writes(program)
     order = model.values

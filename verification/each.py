@@ -121,7 +121,8 @@ class Examination:
             raise VerificationError(
                 f"{len(self.differences)} of {len(self.compared)} tensors are wrong; the first is "
                 f"{first.compared.name!r} of node {first.compared.node!r} on rank {ranks}{behind}, element "
-                f"{list(first.index)}: {first.ours!s}, the reference has {first.reference!s}"
+                f"{list(first.index)}: {first.ours!s}, the reference has {first.reference!s}",
+                code="OM6101",
             )
 
 
@@ -152,7 +153,9 @@ def examine(
     source = weights if weights is None or callable(weights) else str(weights)
     with Session(plan, device, weights=source, timeout=DAY, hooks=work.hook) as session:
         if not session.engines:
-            raise RunError("ranks on several GPUs cannot be compared tensor by tensor", hint="leave out --each")
+            raise RunError(
+                "ranks on several GPUs cannot be compared tensor by tensor", hint="leave out --each", code="OM6103"
+            )
         work.session = session
         session.run(None, session.check(feeds))
     result = work.result
@@ -208,7 +211,7 @@ class _Work:
         values = {name: self._value(name, anchor) for name, anchor in check.anchors.items()}
         expected = self.oracle.run(segment, values)[tensor.name] if segment.nodes else values[tensor.name]
         if tuple(expected.shape) != tensor.shape:
-            raise VerificationError("of another shape in the plan")
+            raise VerificationError("of another shape in the plan", code="OM6104")
         own = dict(pieces(self._open, tensor))
         unit = max(unit_roundoff(x.dtype) for x in (expected, *values.values(), *own.values()))
         bound = self.oracle.bound(segment, values, unit, tensor.name)

@@ -108,7 +108,7 @@ class Model:
                 inputs.add(name)
             elif (number := self._producer.get(name)) is None:
                 if name not in self.inputs:
-                    raise VerificationError(f"the model has no value {name!r}")
+                    raise VerificationError(f"the model has no value {name!r}", code="OM6003")
                 inputs.add(name)
             elif number not in nodes:
                 nodes.add(number)

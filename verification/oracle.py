@@ -62,7 +62,9 @@ class Oracle:
             else:
                 self.used[name] = self.used.get(name, 0) + 1
                 return dict(zip(segment.outputs, outputs))
-        raise VerificationError(f"nothing runs the nodes that make {segment.outputs[0]!r}: {'; '.join(errors)}")
+        raise VerificationError(
+            f"nothing runs the nodes that make {segment.outputs[0]!r}: {'; '.join(errors)}", code="OM6002"
+        )
 
     def run_exactly(self, segment: Segment, values: Arrays, change: float) -> Iterator[dict[str, np.ndarray]]:
         """The outputs in float64, and then those for inputs changed by up to `change` of themselves, a few times.
@@ -84,7 +86,9 @@ class Oracle:
                     outputs = evaluator.run(list(segment.outputs), feeds)
                     del feeds
             except Exception as error:
-                raise VerificationError(f"onnx.reference: {' '.join(str(error).split())[:200]}") from error
+                raise VerificationError(
+                    f"onnx.reference: {' '.join(str(error).split())[:200]}", code="OM6002"
+                ) from error
             yield dict(zip(segment.outputs, map(np.asarray, outputs)))
             del outputs  # before the next are computed
 

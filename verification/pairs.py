@@ -56,7 +56,9 @@ def compare_runs(
         ]
         outputs = [future.result() for future in work]
     if set(outputs[0]) != set(outputs[1]):
-        raise VerificationError(f"one has the outputs {', '.join(outputs[0])}, the other {', '.join(outputs[1])}")
+        raise VerificationError(
+            f"one has the outputs {', '.join(outputs[0])}, the other {', '.join(outputs[1])}", code="OM6105"
+        )
     rows = [row for name in names for row in shelf.rows.get(name, ())]
     for name, value in outputs[0].items():
         rows += compare_values(name, value, outputs[1][name], limit)
@@ -99,7 +101,9 @@ def _run(side: int, run: Run, feeds: Arrays, shelf: _Shelf, wanted: Mapping[str,
         hooks: Callable[[int], Hook] | None = hook if due else None
         with Session(run.plan, run.device, weights=run.weights, timeout=DAY, hooks=hooks) as session:
             if due and not session.engines:
-                raise VerificationError("ranks on several GPUs show their outputs alone", hint="leave out --each")
+                raise VerificationError(
+                    "ranks on several GPUs show their outputs alone", hint="leave out --each", code="OM6103"
+                )
             outputs = session.run(None, session.check(feeds))
             return dict(zip((port.name for port in session.get_outputs()), outputs))
     finally:

@@ -103,7 +103,9 @@ def _grown(
         values[target] = expected
         if trial.fails(grown, values):
             return grown, values
-    raise VerificationError("no part of the model fails by itself", hint="the tensors that were saved show the error")
+    raise VerificationError(
+        "no part of the model fails by itself", hint="the tensors that were saved show the error", code="OM6106"
+    )
 
 
 def _names(model: Model, segment: Segment) -> list[str]:
