@@ -58,6 +58,7 @@ def write_page(plan: Plan, path: str | Path, title: str, bench: Mapping[str, Any
         raise InvalidArgument(
             f"the benchmark is of the mesh {bench['mesh']}, the plan of {plan.mesh.to_json()}",
             hint="give the result of `onnxmesh bench` on this plan",
+            code="OM5014",
         )
     content = page(page_data(plan, title, bench)).encode()
     Path(path).write_bytes(content)
@@ -91,9 +92,11 @@ def read_bench(path: str | Path) -> dict[str, Any]:
     try:
         found = json.loads(Path(path).read_text())
     except ValueError as error:
-        raise InvalidArgument(f"{path} is not JSON: {error}") from error
+        raise InvalidArgument(f"{path} is not JSON: {error}", code="OM5015") from error
     if not isinstance(found, dict) or not all(name in found for name in BENCH_FIELDS):
-        raise InvalidArgument(f"{path} is not the result of a benchmark", hint="onnxmesh bench PLAN --json FILE")
+        raise InvalidArgument(
+            f"{path} is not the result of a benchmark", hint="onnxmesh bench PLAN --json FILE", code="OM5015"
+        )
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxmesh.inspection.blocks import Block, Fold, Steps, folds
 from onnxmesh.inspection.dataflow import Dataflow, alive
+from onnxmesh.inspection.joined import kernel_of
 from onnxmesh.runtime import recipe
 from onnxmesh.runtime.plan import Buffer, Collective, Instruction, Plan
 
@@ -84,11 +85,6 @@ def _instructions(plan: Plan, flow: Dataflow) -> list[Json]:
             entry |= {"axis": item.axis, "bytes": said.get("bytes", 0), "reason": said.get("reason", item.reason)}
         found.append(entry)
     return found
-
-
-def kernel_of(item: Instruction) -> str:
-    """The kernel, or the kind of a collective."""
-    return item.kind if isinstance(item, Collective) else item.kernel
 
 
 def title_of(item: Instruction) -> str:

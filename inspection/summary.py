@@ -102,5 +102,5 @@ def _more(report: Record) -> list[str]:
     uneven = f", {len(report['uneven'])} cuts are uneven" if report["uneven"] else ""
     return [
         wrap(f"{len(report['weights'])} weights, {found} patterns found, {missed} nearly{uneven}"),
-        wrap("more: --what tensors|collectives|memory|weights|patterns|passes|instructions, --node NAME"),
+        wrap("more: --what tensors|collectives|memory|weights|patterns|passes|instructions, --node NAME, --html"),
     ]
