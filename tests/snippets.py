@@ -29,8 +29,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-REASONS = ("needs a GPU", "needs torch", "needs Slurm", "installs packages", "takes minutes")
-"""Why a block is not run here. With torch those that need it are."""
+REASONS = ("needs a GPU", "needs torch", "needs pandas", "needs Slurm", "installs packages", "takes minutes")
+"""Why a block is not run here. Where torch or pandas is installed, those that need it are."""
 
 RUN = ("bash", "console", "python")
 SHOWN = ("text", "json", "yaml", "toml", "svg", "{eval-rst}", "{toctree}", "{click}")
