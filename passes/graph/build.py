@@ -66,6 +66,10 @@ class Builder:
             set_type(value, dtype, tuple(shape))
         return value
 
+    def cast(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """`x` in an element type; itself where it has that."""
+        return x if x.dtype == dtype else self.op("Cast", x, to=int(dtype))
+
     def reshape(self, x: ir.Value, *shape: int) -> ir.Value:
         """`x` with another shape."""
         return self.own("Reshape", [x], shape)

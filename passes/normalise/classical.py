@@ -52,7 +52,7 @@ def binarizer(node: ir.Node, b: Builder) -> None:
 
 def scaler(node: ir.Node, b: Builder) -> None:
     """`(x - offset) * scale`, in float32."""
-    x = _float(b, present(node, 0))
+    x = b.cast(present(node, 0), FLOAT)
     for op, name in (("Sub", "offset"), ("Mul", "scale")):
         numbers = node.attributes.get_floats(name, ())
         x = b.op(op, x, b.constant(numbers, FLOAT)) if numbers else x
@@ -61,7 +61,7 @@ def scaler(node: ir.Node, b: Builder) -> None:
 
 def normalizer(node: ir.Node, b: Builder) -> None:
     """Each row over its maximum, its sum of magnitudes or its length; rows for which that is 0 stay."""
-    x, norm = _float(b, present(node, 0)), node.attributes.get_string("norm", "MAX")
+    x, norm = b.cast(present(node, 0), FLOAT), node.attributes.get_string("norm", "MAX")
     axis = len(shape_of(x)) - 1
     if norm != "MAX":
         b.replace(b.op("LpNormalization", x, axis=axis, p=int(norm[1])))
@@ -87,7 +87,7 @@ def imputer(node: ir.Node, b: Builder) -> None:
 
 def linear_regressor(node: ir.Node, b: Builder) -> None:
     """`x w + b`, in float32, and its post-transform."""
-    x, targets = _float(b, present(node, 0)), node.attributes.get_int("targets", 1)
+    x, targets = b.cast(present(node, 0), FLOAT), node.attributes.get_int("targets", 1)
     weights = np.array(node.attributes.get_floats("coefficients"), np.float32).reshape(targets, -1).T
     y = b.op("MatMul", x, b.constant(np.ascontiguousarray(weights)))
     intercepts = node.attributes.get_floats("intercepts", ())
@@ -130,13 +130,9 @@ def tree_classifier(node: ir.Node, b: Builder) -> None:
 
 def _tree_scores(node: ir.Node, b: Builder, forest: trees.Forest) -> ir.Value:
     x = present(node, 0)
-    x = x if dtype_of(x).is_floating_point() else _float(b, x)
-    scores, base = _float(b, forest.scores(b, x)), trees.base_values(node)
+    x = x if dtype_of(x).is_floating_point() else b.cast(x, FLOAT)
+    scores, base = b.cast(forest.scores(b, x), FLOAT), trees.base_values(node)
     return b.op("Add", scores, b.constant(base, FLOAT)) if base.size else scores
-
-
-def _float(b: Builder, x: ir.Value) -> ir.Value:
-    return x if x.dtype == FLOAT else b.op("Cast", x, to=int(FLOAT))
 
 
 def _transformed(node: ir.Node, b: Builder, y: ir.Value) -> ir.Value:

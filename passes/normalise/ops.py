@@ -37,9 +37,16 @@ def known(node: ir.Node, index: int) -> np.ndarray | None:
     Raises:
         ModelError: they depend on data.
     """
-    value = optional(node, index)
-    if value is None:
-        return None
+    return None if optional(node, index) is None else must_be_known(node, index)
+
+
+def must_be_known(node: ir.Node, index: int) -> np.ndarray:
+    """The numbers that an input holds, flat.
+
+    Raises:
+        ModelError: they depend on data, or the input is absent.
+    """
+    value = present(node, index)
     array = constant(value)
     if array is None:
         raise ModelError(

@@ -37,9 +37,9 @@ def flex_attention(node: ir.Node, b: Builder) -> None:
     scale = node.attributes.get_float("scale", 0.0) or 1 / math.sqrt(shape_of(q)[3])
     k, v = (_repeated(b, x, shape_of(q)[1]) for x in (k, v))
     scores = b.op("MatMul", b.op("Mul", q, b.constant(scale, dtype)), b.transpose(k, 0, 1, 3, 2))
-    scores = _modified(node, b, "score_mod", _cast(b, scores, wide))
+    scores = _modified(node, b, "score_mod", b.cast(scores, wide))
     probabilities = _modified(node, b, "prob_mod", b.op("Softmax", scores, axis=3))
-    b.replace(b.op("MatMul", _cast(b, probabilities, dtype), v))
+    b.replace(b.op("MatMul", b.cast(probabilities, dtype), v))
 
 
 def _repeated(b: Builder, x: ir.Value, heads: int) -> ir.Value:
@@ -50,10 +50,6 @@ def _repeated(b: Builder, x: ir.Value, heads: int) -> ir.Value:
     apart = b.reshape(x, batch, groups, 1, length, width)
     apart = b.own("Expand", [apart], (batch, groups, heads // groups, length, width))
     return b.reshape(apart, batch, heads, length, width)
-
-
-def _cast(b: Builder, x: ir.Value, dtype: ir.DataType) -> ir.Value:
-    return x if x.dtype == dtype else b.op("Cast", x, to=int(dtype))
 
 
 def _modified(node: ir.Node, b: Builder, name: str, x: ir.Value) -> ir.Value:

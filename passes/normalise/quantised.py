@@ -50,7 +50,7 @@ def along(b: Builder, values: ir.Value, rank: int, from_end: int) -> ir.Value:
 
 def as_float(b: Builder, x: ir.Value) -> ir.Value:
     """`x` as float32."""
-    return x if dtype_of(x) == FLOAT else b.op("Cast", x, to=int(FLOAT))
+    return b.cast(x, FLOAT)
 
 
 def scaled(b: Builder, total: ir.Value, scales: ir.Value) -> ir.Value:

@@ -30,7 +30,7 @@ def bernoulli(node: ir.Node, b: Builder) -> bool:
     """1 where a number from 0 to 1 is below the probability."""
     x, output = present(node, 0), node.outputs[0]
     dtype = ir.DataType.DOUBLE if x.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
-    chance = x if x.dtype == dtype else b.op("Cast", x, to=int(dtype))
+    chance = b.cast(x, dtype)
     drawn = b.op("Less", _draw(node, b, "RandomUniform", dtype, *shape_of(x)), chance)
     b.replace(b.op("Cast", drawn, to=int(dtype_of(output))))
     return True

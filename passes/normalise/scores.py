@@ -58,14 +58,14 @@ def attend_with_scores(
 def _softmax(b: Builder, scores: ir.Value, precision: ir.DataType, *, guarded: bool) -> ir.Value:
     """Probabilities of the scores' element type; rows of minus infinity alone are zero where `guarded`."""
     dtype = dtype_of(scores)
-    scores = scores if precision == dtype else b.op("Cast", scores, to=int(precision))
+    scores = b.cast(scores, precision)
     result = b.op("Softmax", scores, axis=3)
     if guarded:
         rows = (*shape_of(scores)[:3], 1)
         highest = b.own("ReduceMax", [scores], rows, {"axes": [3], "keepdims": 1})
         sees = b.op("Greater", highest, b.constant(-math.inf, precision))
         result = b.op("Where", sees, result, b.constant(0, precision))
-    return result if precision == dtype else b.op("Cast", result, to=int(dtype))
+    return b.cast(result, dtype)
 
 
 def _product(b: Builder, x: ir.Value, y: ir.Value) -> ir.Value:

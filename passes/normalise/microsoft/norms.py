@@ -38,7 +38,7 @@ def _inverse_rms(b: Builder, x: ir.Value, axis: int, epsilon: float) -> ir.Value
     """1 / sqrt(mean(x^2) + epsilon) over the dims from `axis` on, in float32."""
     rank = len(shape_of(x))
     axes = list(range(axis % rank, rank))
-    wide = x if dtype_of(x) == ir.DataType.FLOAT else b.op("Cast", x, to=int(ir.DataType.FLOAT))
+    wide = b.cast(x, ir.DataType.FLOAT)
     shape = (*shape_of(x)[: axes[0]], *[1] * len(axes))
     power = b.own("ReduceMean", [b.op("Mul", wide, wide)], shape, {"axes": axes, "keepdims": 1})
     return b.op("Reciprocal", b.op("Sqrt", b.op("Add", power, b.constant(epsilon, ir.DataType.FLOAT))))
@@ -151,7 +151,7 @@ def _grouped(node: ir.Node, b: Builder, x: ir.Value) -> ir.Value:
         "epsilon": node.attributes.get_float("epsilon", 1e-5),
     }
     rank, dtype = len(shape_of(x)), dtype_of(x)
-    scale, shift = (_as(b, present(node, i), dtype) for i in (1, 2))
+    scale, shift = (b.cast(present(node, i), dtype) for i in (1, 2))
     last = _channels_last(node)
     y = channels_first(b, x) if last else x
     y = b.node("", "GroupNormalization", [y, scale, shift], attributes).outputs[0]
@@ -169,10 +169,6 @@ def channels_first(b: Builder, x: ir.Value) -> ir.Value:
 def channels_last(b: Builder, x: ir.Value) -> ir.Value:
     """`[n, c, ...]` as `[n, ..., c]`."""
     return b.transpose(x, 0, *range(2, len(shape_of(x))), 1)
-
-
-def _as(b: Builder, x: ir.Value, dtype: ir.DataType) -> ir.Value:
-    return x if dtype_of(x) == dtype else b.op("Cast", x, to=int(dtype))
 
 
 # --- what hybrid decoders have ------------------------------------------------------------------------------
@@ -199,7 +195,7 @@ def branchwise_rms_norm(node: ir.Node, b: Builder) -> None:
     ones = b.constant(np.ones(width), dtype_of(x))
     y = b.op("RMSNormalization", rows, ones, axis=-1, epsilon=node.attributes.get_float("epsilon", 1e-6))
     if scale is not None:
-        scale = _as(b, scale, dtype_of(x))
+        scale = b.cast(scale, dtype_of(x))
         y = b.op("Mul", y, scale if shape_of(scale) == (width,) else b.reshape(scale, count, width))
     b.replace(b.reshape(y, *shape) if branches else y)
 

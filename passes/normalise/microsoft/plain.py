@@ -9,25 +9,8 @@ import onnx_ir as ir
 
 from onnxmesh.compiler.errors import ModelError
 from onnxmesh.passes.graph.build import Builder
-from onnxmesh.passes.graph.infer import constant, dtype_of, label, optional, present, shape_of
-
-
-def known(node: ir.Node, index: int) -> np.ndarray:
-    """The numbers of an input that must be constant.
-
-    Raises:
-        ModelError: it is computed from data.
-    """
-    array = constant(present(node, index))
-    if array is None:
-        raise ModelError(
-            f"input {index} of {label(node)}, '{present(node, index).name}', must be known when compiling, but depends "
-            "on data",
-            hint="export the model with that value fixed",
-            code="OM1208",
-        )
-    return array
-
+from onnxmesh.passes.graph.infer import dtype_of, label, optional, present, shape_of
+from onnxmesh.passes.normalise.ops import must_be_known
 
 # --- ONNX has them too --------------------------------------------------------------------------------------
 
@@ -52,21 +35,21 @@ def grid_sample(node: ir.Node, b: Builder) -> None:
 def pad(node: ir.Node, b: Builder) -> None:
     """Pad, whose pads may have a leading dim of 1, and whose value may be a vector of one."""
     value = optional(node, 2)
-    pads = b.constant(known(node, 1).reshape(-1).astype(np.int64))
+    pads = b.constant(must_be_known(node, 1).astype(np.int64))
     filled = None if value is None else b.reshape(value)
     b.replace(b.op("Pad", present(node, 0), pads, filled, mode=node.attributes.get_string("mode", "constant")))
 
 
 def range_(node: ir.Node, b: Builder) -> None:
     """Range of scalars, or vectors of one; the step is 1 where it is absent."""
-    start, limit = (b.constant(known(node, i).reshape(())) for i in (0, 1))
-    step = b.constant(1 if optional(node, 2) is None else known(node, 2).reshape(()), dtype_of(start))
+    start, limit = (b.constant(must_be_known(node, i).reshape(())) for i in (0, 1))
+    step = b.constant(1 if optional(node, 2) is None else must_be_known(node, 2).reshape(()), dtype_of(start))
     b.replace(b.op("Range", start, limit, step))
 
 
 def expand_dims(node: ir.Node, b: Builder) -> None:
     """Unsqueeze by one axis."""
-    axis = b.constant(known(node, 1).reshape(1).astype(np.int64))
+    axis = b.constant(must_be_known(node, 1).reshape(1).astype(np.int64))
     b.replace(b.op("Unsqueeze", present(node, 0), axis))
 
 
@@ -203,7 +186,7 @@ def relative_position_bias(node: ir.Node, b: Builder) -> None:
     Half of the buckets hold one distance each, the others logarithmic ranges up to `max_distance`. As in ONNX Runtime
     the table's bytes stand column by column, that is, as `[heads, buckets]`.
     """
-    table, rows, columns = present(node, 0), int(known(node, 1).reshape(())), int(known(node, 2).reshape(()))
+    table, (rows, columns) = present(node, 0), (int(must_be_known(node, i)[0]) for i in (1, 2))
     buckets, heads = shape_of(table)
     distance = np.arange(columns)[None, :] - np.arange(rows)[:, None]
     first = np.zeros_like(distance)

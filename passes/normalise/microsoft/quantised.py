@@ -169,7 +169,7 @@ def _as_floats(b: Builder, x: _Quantised, w: _Quantised, bias: ir.Value | None) 
     rows = along(b, as_float(b, _number(b, x[1])), len(shape_of(x[0])), 2)
     y = scaled(b, total, b.op("Mul", rows, as_float(b, _number(b, w[1]))))
     kind = dtype_of(x[1])
-    y = y if kind == dtype_of(y) else b.op("Cast", y, to=int(kind))
+    y = b.cast(y, kind)
     return y if bias is None else b.op("Add", y, bias)
 
 
