@@ -60,7 +60,12 @@ def _head(report: Report) -> str:
         f"Mesh {mesh}: {report['ranks']} ranks. The model: {model['nodes']} nodes, {_flops(model['flops'])}, "
         f"weights {size(model['weight_bytes'])}."
     )
-    return "\n".join([wrap(line), *(wrap(f"warning[{item['code']}]: {item['reason']}") for item in report["warnings"])])
+    return "\n".join([wrap(line), *(wrap(warning(item)) for item in report["warnings"])])
+
+
+def warning(item: Report) -> str:
+    """A warning and its code."""
+    return f"warning[{item['code']}]: {item['reason']}" if item["code"] else f"warning: {item['reason']}"
 
 
 def _axes(report: Report) -> str:

@@ -14,6 +14,10 @@ from onnxmesh.runtime.plan import Collective, Instruction, Plan
 Json = dict[str, Any]
 
 
+_CODED = ("replicated", "fallback", "uneven", "patterns", "warnings")
+"""Sections that say why."""
+
+
 class Joined:
     """What inspecting shows, as JSON data.
 
@@ -24,7 +28,7 @@ class Joined:
     def __init__(self, plan: Plan) -> None:
         if not plan.report:
             raise PlanError("the plan has no report", hint="compile the model again", code="OM4013")
-        self.plan, self.report = plan, plan.report
+        self.plan, self.report = plan, _of_any_format(plan.report)
         self.program = plan.programs[0]
         self._named = {entry["buffer"]: entry for entry in self.report.get("tensors", ())}
         self._inputs = {port.buffer: entry for port, entry in zip(self.program.inputs, self.report["inputs"])}
@@ -101,6 +105,15 @@ class Joined:
         for item in self.program.instructions:
             seen |= dict.fromkeys(item.outs)
         yield from seen
+
+
+def _of_any_format(report: Json) -> Json:
+    """The report with the sections and fields of now: format 1 had no codes, and warnings were text."""
+    found = {**dict.fromkeys(_CODED, ()), "precision": {"asked": "model", "kept": ()}, **report}
+    for section in _CODED:
+        entries = [entry if isinstance(entry, dict) else {"reason": entry} for entry in found[section]]
+        found[section] = [{"code": "", **entry} for entry in entries]
+    return found
 
 
 def kernel_of(item: Instruction) -> str:

@@ -33,5 +33,5 @@ def show(folder: str, *, what: str | None, node: str | None, as_json: bool, full
     if what is not None:
         return json.dumps(VIEWS[what](joined), indent=1) if as_json else view_text(joined, what, full=full)
     if full:
-        return f"{report_text(plan.report, full=True)}\n\n{placements_text(plan.report, full=True)}"
+        return f"{report_text(joined.report, full=True)}\n\n{placements_text(joined.report, full=True)}"
     return summary_text(joined, Path(folder).name)

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from onnxmesh.compiler.report_text import warning
 from onnxmesh.inspection.joined import Joined
 from onnxmesh.inspection.views_text import grouped, local, placed, shaped, together, total
 from onnxmesh.runtime.text import columns, micros, percent, size, table, wrap
@@ -57,7 +58,7 @@ def _figures(report: Record) -> str:
 
 def _warnings(report: Record) -> list[str]:
     fallen = len(report["fallback"])
-    lines = [wrap(f"warning[{item['code']}]: {item['reason']}") for item in report["warnings"][:MOST]]
+    lines = [wrap(warning(item)) for item in report["warnings"][:MOST]]
     if fallen:
         lines.append(wrap(f"warning[OM2106]: {fallen} nodes are computed by onnx's reference implementation, slowly"))
     return lines

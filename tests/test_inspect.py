@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +23,7 @@ from onnxmesh.inspection.summary import summary_text
 from onnxmesh.inspection.views_text import view_text
 from onnxmesh.runtime import text
 from onnxmesh.runtime.errors import InvalidArgument, PlanError
+from onnxmesh.runtime.report import Report
 from onnxmesh.runtime.serialize import load
 
 WIDTHS = (80, 100, 160)
@@ -268,6 +270,21 @@ def test_a_view_and_a_node_at_once(command: Command, folder: Path) -> None:
 def test_a_plan_without_a_report(llama: Joined) -> None:
     with pytest.raises(PlanError, match="no report"):
         Joined(replace(llama.plan, report={}))
+
+
+def test_a_report_of_before_there_were_codes(llama: Joined) -> None:
+    """Of format 1: warnings were text, reasons had no codes, and less was said of instructions."""
+    old = Report(json.loads(json.dumps(llama.report)))
+    old["warnings"] = [entry["reason"] for entry in old["warnings"]]
+    for section in ("replicated", "fallback", "uneven", "patterns"):
+        for entry in old[section]:
+            del entry["code"]
+    for section in ("instructions", "tensors", "decisions", "trace"):
+        del old[section]
+    plan = Joined(replace(llama.plan, report=old))
+    assert "warning: 4 ranks are predicted slower" in summary_text(plan, "a.plan")
+    assert all(texts(plan))
+    assert look_up(plan, "node_linear_3")["instructions"]
 
 
 # --- terminals ----------------------------------------------------------------------------------------------
