@@ -185,6 +185,8 @@ def _counted(entries: Iterable[Mapping[str, Any]], keys: Sequence[str]) -> list[
         key = repr([_NAME.sub("…", str(entry.get(name, ""))) for name in keys])
         kept = found.setdefault(key, {**{name: entry.get(name, "") for name in keys}, "nodes": []})
         counts[key] += 1
+        if kept.get("reason") != entry.get("reason"):
+            kept["reason"] = _NAME.sub("…", entry["reason"])
         if len(kept["nodes"]) < NODES_NAMED:
             kept["nodes"].append(entry["node"])
         for name in ("microseconds", "share", "flops"):

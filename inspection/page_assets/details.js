@@ -69,6 +69,7 @@ function showStep(at) {
       sends ? fact("Sent", `${bytesText(step.bytes)} by each rank`) : fact("Kernel", mono(step.name)),
       sends ? fact("Why sent", mono(step.reason)) : [],
       fact("Module", mono(step.module)),
+      step.module || !places[at].length ? [] : fact("Block", mono(places[at].at(-1)[0].blocks[places[at].at(-1)[1]].name)),
       fact(sends ? "Wanted by" : "ONNX nodes", step.nodes.map((node) => element("div", { class: "mono" }, node))),
       step.stream ? fact("Beside", "runs beside kernels, on a stream of its own") : []),
     element("h3", {}, "Makes"), step.outs.map(tensorButton),
