@@ -77,14 +77,14 @@ def tensors(plan: Plan, model: Model) -> list[Tensor]:
     Raises VerificationError if the plan does not say which they are.
     """
     trace = plan.report.get("trace")
-    if trace is None:
+    if not any(model.has(entry["name"]) for entry in trace or ()):
         raise VerificationError(
             "the plan does not say which values of the model it holds", hint="compile it again", code="OM6102"
         )
     program = plan.programs[0]
     writes = _writes(program)
     order = model.values
-    known = [entry for entry in trace if model.has(entry["name"])]
+    known = [entry for entry in trace or () if model.has(entry["name"])]
     known.sort(key=lambda entry: (entry["ready"], order.get(entry["name"], -1)))
     result = []
     for number, entry in enumerate(known):

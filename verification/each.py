@@ -26,7 +26,7 @@ from onnxmesh.runtime.session import Session
 from onnxmesh.verification.comparison import Comparison, compare
 from onnxmesh.verification.correspondence import Check, Schedule, Tensor, schedule
 from onnxmesh.verification.memory import DAY, held, pieces, whole
-from onnxmesh.verification.model import Arrays, Model, Path, Segment
+from onnxmesh.verification.model import Arrays, Model, NotComparable, Path, Segment
 from onnxmesh.verification.oracle import Oracle
 from onnxmesh.verification.replay import Suspect
 from onnxmesh.verification.rounding import Spread, unit_roundoff
@@ -199,7 +199,7 @@ class _Work:
         else:
             try:
                 self._compare(check, item)
-            except VerificationError as error:
+            except NotComparable as error:
                 self.result.skipped[tensor.name] = str(error.args[0])
         if tensor.number in self.schedule.keep:
             self.kept[tensor.number] = np.array(whole(self._open, tensor))
@@ -211,7 +211,7 @@ class _Work:
         values = {name: self._value(name, anchor) for name, anchor in check.anchors.items()}
         expected = self.oracle.run(segment, values)[tensor.name] if segment.nodes else values[tensor.name]
         if tuple(expected.shape) != tensor.shape:
-            raise VerificationError("of another shape in the plan", code="OM6104")
+            raise NotComparable("of another shape in the plan")
         own = dict(pieces(self._open, tensor))
         unit = max(unit_roundoff(x.dtype) for x in (expected, *values.values(), *own.values()))
         bound = self.oracle.bound(segment, values, unit, tensor.name)
@@ -235,7 +235,7 @@ class _Work:
         try:
             runs = self.oracle.run_exactly(segment, values, change)
             return Spread.of(next(runs)[name], expected, (run[name] for run in runs))
-        except VerificationError:
+        except NotComparable:
             return None
 
     def _compared(self, found: Comparison, item: Instruction) -> Compared:

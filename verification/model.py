@@ -14,7 +14,6 @@ import onnx_ir.passes.common as common
 from onnx import helper, numpy_helper
 
 from onnxmesh.compiler import frontend
-from onnxmesh.compiler.errors import VerificationError
 from onnxmesh.compiler.sources import reader
 
 INLINE = 1 << 12
@@ -26,6 +25,10 @@ RANDOM = frozenset(
 
 Arrays = Mapping[str, np.ndarray]
 Path = str | os.PathLike[str]
+
+
+class NotComparable(Exception):
+    """A value cannot be compared; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Model:
                 inputs.add(name)
             elif (number := self._producer.get(name)) is None:
                 if name not in self.inputs:
-                    raise VerificationError(f"the model has no value {name!r}", code="OM6003")
+                    raise NotComparable(f"the model has no value {name!r}")
                 inputs.add(name)
             elif number not in nodes:
                 nodes.add(number)

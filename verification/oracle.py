@@ -12,11 +12,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from onnxmesh.compiler.errors import VerificationError
 from onnxmesh.compiler.verification import widen
 from onnxmesh.runtime.dtypes import is_narrow
 from onnxmesh.runtime.kernels.elementwise import ELEMENTWISE
-from onnxmesh.verification.model import Arrays, Model, Segment
+from onnxmesh.verification.model import Arrays, Model, NotComparable, Segment
 from onnxmesh.verification.rounding import CHUNK, Bound, is_float
 
 CHANGES = 3
@@ -50,7 +49,7 @@ class Oracle:
     def run(self, segment: Segment, values: Arrays) -> dict[str, np.ndarray]:
         """The segment's outputs from the values of its inputs.
 
-        Raises VerificationError if neither ONNX Runtime nor onnx.reference can run it.
+        Raises NotComparable if neither ONNX Runtime nor onnx.reference can run it.
         """
         weights = self._weights(segment)
         errors = []
@@ -62,14 +61,12 @@ class Oracle:
             else:
                 self.used[name] = self.used.get(name, 0) + 1
                 return dict(zip(segment.outputs, outputs))
-        raise VerificationError(
-            f"nothing runs the nodes that make {segment.outputs[0]!r}: {'; '.join(errors)}", code="OM6002"
-        )
+        raise NotComparable(f"nothing runs the nodes that make {segment.outputs[0]!r}: {'; '.join(errors)}")
 
     def run_exactly(self, segment: Segment, values: Arrays, change: float) -> Iterator[dict[str, np.ndarray]]:
         """The outputs in float64, and then those for inputs changed by up to `change` of themselves, a few times.
 
-        Raises VerificationError if onnx.reference cannot run it.
+        Raises NotComparable if onnx.reference cannot run it.
         """
         self.exact += 1
         weights = self._weights(segment)
@@ -86,9 +83,7 @@ class Oracle:
                     outputs = evaluator.run(list(segment.outputs), feeds)
                     del feeds
             except Exception as error:
-                raise VerificationError(
-                    f"onnx.reference: {' '.join(str(error).split())[:200]}", code="OM6002"
-                ) from error
+                raise NotComparable(f"onnx.reference: {' '.join(str(error).split())[:200]}") from error
             yield dict(zip(segment.outputs, map(np.asarray, outputs)))
             del outputs  # before the next are computed
 
