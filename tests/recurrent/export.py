@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import rnn
@@ -86,22 +87,37 @@ def randomise(module: nn.Module) -> None:
             p.copy_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))))
 
 
+def stripped(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Take out the exporter's notes, of which stack traces are most."""
+    graphs = [proto.graph]
+    while graphs:
+        graph = graphs.pop()
+        for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
+            del part.metadata_props[:]
+            part.ClearField("doc_string")
+        graphs += [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+    del proto.metadata_props[:]
+    return proto
+
+
 def main() -> None:
     """Write every model by every exporter that can."""
     for name, (build, inputs, exporters) in MODELS.items():
         module = build().eval()
         randomise(module)
         for exporter in exporters:
+            path = str(FOLDER / f"{name}_{exporter}.onnx")
             torch.onnx.export(
                 module,
                 tuple(inputs.values()),
-                str(FOLDER / f"{name}_{exporter}.onnx"),
+                path,
                 input_names=list(inputs),
                 output_names=["y"],
                 opset_version=OPSETS[exporter],
                 dynamo=exporter == "dynamo",
                 external_data=False,
             )
+            onnx.save(stripped(onnx.load(path)), path)
 
 
 if __name__ == "__main__":
