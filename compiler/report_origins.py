@@ -13,6 +13,7 @@ from onnxmesh.compiler.ir.rule import Strategy
 from onnxmesh.compiler.layout import place_of
 from onnxmesh.compiler.modules import module_of, original
 from onnxmesh.passes.graph.provenance import provenance
+from onnxmesh.passes.partition.local import INTERNAL
 from onnxmesh.passes.place.decisions import Decision, Priced
 from onnxmesh.passes.place.place import Placed
 from onnxmesh.runtime.mesh import Mesh
@@ -69,7 +70,7 @@ def _tensors(plan: Plan, nodes: Sequence[ir.Node]) -> Iterator[Json]:
                 continue
             seen.add(index)
             known = value if "global_shape" in value.meta else place_of(value).base
-            if "global_shape" in known.meta:
+            if "global_shape" in known.meta and INTERNAL not in known.meta:
                 yield {"buffer": index, **_tensor(known, plan.mesh), "piece": known is not value}
 
 

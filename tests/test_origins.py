@@ -74,6 +74,14 @@ def test_tensors_have_their_global_view() -> None:
             assert tuple(entry["shape"]) == buffers[entry["buffer"]].shape
 
 
+def test_what_an_algorithm_makes_on_the_way_has_no_global_view() -> None:
+    plan = plan_of("llama_op23", cp=2, tp=2, cp_strategy="ring")
+    known = {entry["buffer"] for entry in plan.report["tensors"]}
+    steps = [item for item in plan.programs[0].instructions if getattr(item, "kernel", "") == "AttentionBlock"]
+    assert steps
+    assert not any(buffer in known for item in steps for buffer in item.outs)
+
+
 def test_merged_products_know_their_global_view() -> None:
     entries = plan_of("llama_op23", tp=2).report["tensors"]
     (merged, *_) = [entry for entry in entries if entry["name"].count("+") == 2]

@@ -29,7 +29,8 @@ function timeText(us) {
 
 const percentText = (share) => `${(100 * share).toFixed(1)} %`;
 const shapeText = (shape) => shape === undefined ? "" : shape.length ? shape.join("×") : "scalar";
-const flopsText = (count) => count >= 1e12 ? `${(count / 1e12).toFixed(1)} TFLOP` : `${(count / 1e9).toFixed(2)} GFLOP`;
+const flopsText = (count) => count >= 1e12 ? `${(count / 1e12).toFixed(1)} TFLOP`
+  : count >= 1e9 ? `${(count / 1e9).toFixed(1)} GFLOP` : `${(count / 1e6).toFixed(1)} MFLOP`;
 const DTYPES = { float32: "f32", float16: "f16", bfloat16: "bf16", float64: "f64", int64: "i64", int32: "i32" };
 const dtypeText = (dtype) => DTYPES[dtype] ?? dtype;
 

@@ -10,7 +10,7 @@ function buildStats() {
     plan.axes.some(([axis]) => axis === "cp") ? strategies() : "", plan.producer].filter((text) => text).join(" · ");
   const stat = (name, value, more) => value ? element("dl", { class: "stat" }, element("dt", {}, name), element("dd", {}, value, element("small", { title: more }, more))) : "";
   document.getElementById("stats").append(...[
-    stat("Predicted time of a run", timeText(time.total_us), time.one_device_us ? `${(time.one_device_us / time.total_us).toFixed(1)} × faster than one device` : ""),
+    stat("Predicted time of a run", timeText(time.total_us), comparison(time)),
     stat("Kernels", timeText(time.compute_us), `${flopsText(rank.flops ?? 0)} a rank`),
     stat("Sending", timeText(time.communication_us), `${timeText(time.hidden_us)} of it beside kernels`),
     stat("Sent by a rank", bytesText(d3.sum(axes ?? [], (axis) => axis.bytes_sent)), `${d3.sum(axes ?? [], (axis) => axis.collectives)} collectives`),
@@ -19,6 +19,11 @@ function buildStats() {
     stat("Instructions", rank.instructions === undefined ? "" : String(rank.instructions), `for ${model.nodes} nodes`),
   ].filter((made) => made));
   document.getElementById("warnings").append(...plan.warnings.map((warning) => element("p", {}, warning.code ? element("b", {}, `${warning.code} `) : "", warning.reason ?? warning)));
+}
+
+function comparison({ one_device_us: alone, total_us: total }) {
+  if (!alone || plan.ranks === 1) return "";
+  return alone >= total ? `${(alone / total).toFixed(1)} × faster than one device` : `${(total / alone).toFixed(1)} × slower than one device`;
 }
 
 function strategies() {

@@ -38,6 +38,10 @@ def required(values: Values, index: int) -> ir.Value:
     return value
 
 
+INTERNAL = "internal"
+"""`meta` key of what an expansion makes on the way: it is a piece of no tensor of the model, on this axis and later."""
+
+
 class Local:
     """One rank's graph on one axis."""
 
@@ -166,4 +170,6 @@ def describe(result: ir.Value, value: ir.Value, axis: str, placement: Placement)
     result.meta["global_name"] = value.meta.get("global_name", value.name)
     result.meta["global_shape"] = value.meta.get("global_shape", shape_of(value))
     result.meta["spec"] = (*value.meta.get("spec", ()), (axis, placement))
+    if INTERNAL in value.meta:
+        result.meta[INTERNAL] = True
     return result

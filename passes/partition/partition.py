@@ -17,7 +17,7 @@ from onnxmesh.compiler.ir import rule
 from onnxmesh.compiler.ir.rule import OpView, Strategy
 from onnxmesh.compiler.ir.view import view_of
 from onnxmesh.passes.partition.expand import EXPANSIONS
-from onnxmesh.passes.partition.local import DOMAIN, Local, describe
+from onnxmesh.passes.partition.local import DOMAIN, INTERNAL, Local, describe
 from onnxmesh.runtime.placement import Placement, R, Shard, local_shape
 
 
@@ -47,6 +47,9 @@ def partition(
         name=graph.name,
     )
     _name_values(result)
+    for value in (value for node in local.nodes for value in node.outputs):
+        if "global_name" not in value.meta:
+            value.meta[INTERNAL] = True
     copy = ir.Model(result, ir_version=model.ir_version)
     copy.meta.update(model.meta)
     return copy
