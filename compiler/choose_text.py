@@ -15,7 +15,7 @@ def choice_text(choice: Choice) -> str:
         f"{choice.ranks} ranks, a run's predicted time and what one rank holds, sends and does\n"
         + table(_HEADER, [_row(choice.alone, "1 rank"), *(_row(item, str(item.candidate)) for item in fit)])
     ]
-    others = [[str(item.candidate), item.reason] for item in choice.estimates if item.reason]
+    others = [[str(item.candidate), item.reason] for item in (choice.alone, *choice.estimates) if item.reason]
     if others:
         parts.append(f"Out of the question\n{table(['', ''], others)}")
     if choice.warning:
@@ -24,8 +24,6 @@ def choice_text(choice: Choice) -> str:
 
 
 def _row(item: Estimate, name: str) -> list[str]:
-    if item.reason:
-        return [name, item.reason, *[""] * (len(_HEADER) - 2)]
     times = (item.total_us, item.compute_us, item.communication_us, item.hidden_us)
     shares = (percent(item.weight_share), percent(item.flops_share))
     return [name, *map(micros, times), size(item.device_bytes), size(item.bytes_sent), *shares, str(item.replicated)]

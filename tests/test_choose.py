@@ -86,6 +86,8 @@ def test_a_division_that_cannot_be_says_why(model: Path) -> None:
 def test_estimate_prints_a_table_or_json(model: Path, command: Command) -> None:
     text = command("estimate", model, "--ranks", 2, "--memory-per-rank", "80G", "-q").out
     assert "1 rank" in text
+    small = command("estimate", model, "--ranks", 2, "--memory-per-rank", "64.3M", "-q").out
+    assert "1 rank a rank needs 64.4 MiB, it has 64.3 MiB" in " ".join(small.split())
     assert "tp=2" in text
     found = json.loads(command("estimate", model, "--ranks", 2, "--json").out)
     assert [item["mesh"] for item in found["estimates"]] != []
