@@ -84,6 +84,14 @@ def examined(plan: Plan, fixture: Fixture) -> tuple[Examination, list[Suspect]]:
     return found, suspects(plan, feeds, check.tensor, check.anchors.values())
 
 
+def test_a_run_in_half_precision_is_compared_with_the_float32_model() -> None:
+    fixture = inputs.load("llama_op23")
+    plan = onnxmesh.compile(fixture.path, tp=2, dims=fixture.bindings(), precision="bf16")
+    found = examine(plan, fixture.path, fixture.make_inputs())
+    found.check()
+    assert any(item.dtype == "bfloat16" for item in found.compared)
+
+
 def test_what_follows_a_wrong_tensor_is_not_called_wrong() -> None:
     fixture, plan = compiled("llama_op23", {"cp": 2})
     with planted("RMSNormalization", off_by_one_row, {"cp": 1}, "node_RMSNormalization_355"):

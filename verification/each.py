@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxmesh.compiler.errors import VerificationError
 from onnxmesh.runtime.bound_values import bound_values
-from onnxmesh.runtime.dtypes import is_narrow
+from onnxmesh.runtime.dtypes import dtype, is_narrow
 from onnxmesh.runtime.engine import Hook
 from onnxmesh.runtime.errors import RunError
 from onnxmesh.runtime.placement import Replicate, text
@@ -213,7 +213,7 @@ class _Work:
         if tuple(expected.shape) != tensor.shape:
             raise NotComparable("of another shape in the plan")
         own = dict(pieces(self._open, tensor))
-        unit = max(unit_roundoff(x.dtype) for x in (expected, *values.values(), *own.values()))
+        unit = max(map(unit_roundoff, (expected.dtype, *self._dtypes(check))))
         bound = self.oracle.bound(segment, values, unit, tensor.name)
 
         def spread() -> Spread | None:
@@ -228,6 +228,13 @@ class _Work:
             if first and self.keep is not None:
                 difference = replace(difference, arrays=self.keep(difference))
             self.result.differences.append(difference)
+
+    def _dtypes(self, check: Check) -> Iterator[np.dtype]:
+        """In what the run keeps a tensor and its anchors."""
+        buffers = self.plan.programs[0].buffers
+        for tensor in (check.tensor, *check.anchors.values()):
+            if tensor is not None:
+                yield dtype(buffers[tensor.buffer].dtype)
 
     def _spread(self, segment: Segment, values: Arrays, expected: np.ndarray, change: float) -> Spread | None:
         """What float64 says; None where nothing computes the segment in it."""
