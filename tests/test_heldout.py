@@ -205,3 +205,23 @@ def test_a_number_that_one_rank_holds_is_not_written_into_the_expression_of_all(
         y = LeakyRelu (z)
     """
     agreed(body, {"x": normal(8, 5), "w": normal(7, 8), "b": normal(7)}, {}, dp=2)
+
+
+def test_every_stage_has_a_sequence_of_its_own() -> None:
+    """A pyramid: a long stage attends to few keys that do not follow its rows, a short one to itself."""
+    body = """
+        q = MatMul (x, w)
+        k_t = Transpose <perm = [0, 1, 3, 2]> (k)
+        scores = MatMul (q, k_t)
+        weights = Softmax <axis = -1> (scores)
+        long = MatMul (weights, k)
+        pooled = ReduceMean <keepdims = 1> (long, two)
+        z = Add (small, pooled)
+        z_t = Transpose <perm = [0, 1, 3, 2]> (z)
+        own_scores = MatMul (z, z_t)
+        own_weights = Softmax <axis = -1> (own_scores)
+        y = MatMul (own_weights, z)
+    """
+    inputs = {"x": normal(1, 4, 64, 8), "k": normal(1, 4, 6, 8), "small": normal(1, 4, 4, 8)}
+    compiled = agreed(body, inputs, {"w": normal(8, 8), "two": np.array([2])}, cp=2)
+    assert axis(compiled)["flops_per_rank"] < 0.6

@@ -1,8 +1,8 @@
 """What the role of an axis demands: constraints on the choice, never the choice itself.
 
 - `tp` shards every contraction weight and every looked-up table that it can.
-- `cp` keeps weights whole, keeps every node of the sequence's stream in it, and pins self-attention. Where there is
-  none, the queries of all attentions are the sequence.
+- `cp` keeps weights whole, keeps every node of a sequence's stream in it, and pins self-attention. The queries of
+  every attention are a sequence: a model of several stages has several.
 - `dp` keeps weights whole and every node of the batch's stream in it.
 
 A *stream* is what one dim of an activation becomes along the graph: all (edge, placement) pairs that strategies
@@ -131,8 +131,7 @@ def _context(space: Space, cp_strategy: CpStrategy) -> Allowed:
     attentions = [c for c in space.quotient.classes if c.view.op in ATTENTION]
     chosen = {c.index for c in attentions if _is_self_attention(space, c)}
     decoding = {c.index for c in attentions if c.view.ins[0][2] < space.quotient.ranks}  # type: ignore[index]
-    sequences = chosen or {c.index for c in attentions} - decoding
-    stream = _stream(space, _seeds(space, sequences, dim=2), ("s", "t"))
+    stream = _stream(space, _seeds(space, {c.index for c in attentions} - decoding, dim=2), ("s", "t"))
     result = _in_stream(space, stream, ("b",))
     result.self_attention = chosen | decoding
     for cls in attentions:  # the keys of a cross-attention are few: they are gathered, not sent round
