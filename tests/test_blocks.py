@@ -134,3 +134,30 @@ def test_what_ships_is_what_the_notice_says() -> None:
 def test_no_script_is_long() -> None:
     own = [ASSETS / name for name in (*pages.SCRIPTS, "page.css", "page.html")]
     assert all(len(path.read_text().splitlines()) <= 500 for path in own)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of `#rrggbb` (WCAG 2.2)."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG's contrast ratio."""
+    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("theme", [":root", ':root[data-theme="dark"]'])
+def test_colours_can_be_read(theme: str) -> None:
+    text = (ASSETS / "page.css").read_text()
+    colours = dict(re.findall(r"(--[\w-]+): (#\w{6})", text[text.index(f"{theme} {{") :].partition("}")[0]))
+    placements = ("whole", "partial", "cut-0", "cut-1", "cut-2", "cut-3")
+    pairs = [
+        *(("--ink", ground) for ground in ("--page", "--surface", "--raised", "--sunken")),
+        *((ink, "--surface") for ink in ("--soft", "--faint", "--accent", "--bad", "--good")),
+        *((f"--{name}", f"--{name}-soft") for name in placements),
+        ("--send-ink", "--send"),
+    ]
+    assert {pair: ratio for pair in pairs if (ratio := contrast(colours[pair[0]], colours[pair[1]])) < 4.5} == {}

@@ -60,7 +60,9 @@ function buildFindings(panel) {
 
 function buildMeasured(panel) {
   const bench = plan.bench, latency = bench.latency_us, predicted = bench.predicted;
-  const most = d3.max(bench.kernels, (entry) => Math.max(entry.measured_us, entry.predicted_us ?? 0)) || 1;
+  const known = d3.rollup(steps, (own) => d3.sum(own, (step) => step.us ?? 0), (step) => step.name);
+  const kernels = bench.kernels.map((entry) => ({ ...entry, predicted_us: entry.predicted_us ?? known.get(entry.kernel) }));
+  const most = d3.max(kernels, (entry) => Math.max(entry.measured_us, entry.predicted_us ?? 0)) || 1;
   const bars = (row) => [["", row.measured_us, "measured"], ["second", row.predicted_us, "predicted"]].filter(([, us]) => us !== null && us !== undefined)
     .map(([name, us, label]) => element("div", { title: `${label} ${timeText(us)}`, style: "line-height: 11px" }, element("span", { class: `bar ${name}`, style: `width: ${(220 * us / most).toFixed(1)}px` })));
   panel.append(element("p", {}, `Measured on ${bench.device}, ${bench.runs} runs: latency ${timeText(latency.p50)} (p50), ${timeText(latency.p99)} (p99); back to back ${timeText(bench.back_to_back_us)} a run. `
@@ -69,7 +71,7 @@ function buildMeasured(panel) {
   dataTable("kernels", [{ key: "kernel", label: "Kernel" }, { key: "count", label: "Count", num: true },
     { key: "measured_us", label: "Measured", num: true, text: (row) => timeText(row.measured_us) }, { key: "predicted_us", label: "Predicted", num: true, text: (row) => timeText(row.predicted_us) },
     { key: "ratio", label: "Ratio", num: true, sort: (row) => row.measured_us / (row.predicted_us || Infinity), text: (row) => row.predicted_us ? (row.measured_us / row.predicted_us).toFixed(2) : "" },
-    { key: "bars", label: "Measured over predicted", sort: (row) => row.measured_us, text: () => "", cell: bars }], bench.kernels, { sorted: "measured_us" }),
+    { key: "bars", label: "Measured, and predicted below", sort: (row) => row.measured_us, text: () => "", cell: bars }], kernels, { sorted: "measured_us" }),
   element("h2", {}, "By rank"),
   dataTable("by-rank", ["rank", "compute_us", "communication_us", "waiting_us", "beside_us", "idle_us", "total_us"].map((key) => ({ key, num: true,
     label: { rank: "Rank", compute_us: "Kernels", communication_us: "Sending", waiting_us: "Waiting", beside_us: "Beside kernels", idle_us: "Idle", total_us: "In all" }[key],
