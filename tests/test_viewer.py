@@ -267,7 +267,7 @@ def test_memory_shows_what_lives_at_the_peak(page: Any, plan: Plan) -> None:
 def test_everything_by_keyboard(page: Any) -> None:
     page.focus("#tab-graph")
     page.keyboard.press("Tab")  # into the graph
-    page.wait_for_function("document.activeElement.dataset.key")
+    page.wait_for_selector(".item:focus")
     for _ in range(12):
         page.keyboard.press("ArrowDown")
         if "fold" in page.evaluate("document.activeElement.getAttribute('class')"):
