@@ -207,7 +207,8 @@ def test_a_number_that_one_rank_holds_is_not_written_into_the_expression_of_all(
     agreed(body, {"x": normal(8, 5), "w": normal(7, 8), "b": normal(7)}, {}, dp=2)
 
 
-def test_every_stage_has_a_sequence_of_its_own() -> None:
+@pytest.mark.parametrize(("rows", "strategy"), [(4, "auto"), (1, "auto"), (1, "allgather"), (1, "ring")])
+def test_every_stage_has_a_sequence_of_its_own(rows: int, strategy: CpStrategy) -> None:
     """A pyramid: a long stage attends to few keys that do not follow its rows, a short one to itself."""
     body = """
         q = MatMul (x, w)
@@ -222,6 +223,7 @@ def test_every_stage_has_a_sequence_of_its_own() -> None:
         own_weights = Softmax <axis = -1> (own_scores)
         y = MatMul (own_weights, z)
     """
-    inputs = {"x": normal(1, 4, 64, 8), "k": normal(1, 4, 6, 8), "small": normal(1, 4, 4, 8)}
-    compiled = agreed(body, inputs, {"w": normal(8, 8), "two": np.array([2])}, cp=2)
+    inputs = {"x": normal(1, 4, 64, 8), "k": normal(1, 4, 6, 8), "small": normal(1, 4, rows, 8)}
+    constants = {"w": normal(8, 8), "two": np.array([2])}
+    compiled = agreed(body, inputs, constants, cp=2, cp_strategy=strategy)
     assert axis(compiled)["flops_per_rank"] < 0.6

@@ -40,10 +40,17 @@ def _context(placed: Placed, cp_strategy: CpStrategy) -> str:
     if cp_strategy != "auto" and not placed.self_attention:
         return f"--cp-strategy {cp_strategy} speaks of self-attention, and the model has none"
     stuck = [node for node in placed.self_attention if not _is_sharded(placed, node)]
-    if stuck and len(stuck) == len(placed.self_attention) and not (shared and cp_strategy == "auto"):
+    elsewhere = shared if cp_strategy == "auto" else _only_short(placed, stuck, attentions)
+    if stuck and len(stuck) == len(placed.self_attention) and not elsewhere:
         view = placed.views[stuck[0]]
         return f"self-attention on q {list(view.ins[0] or ())}, k {list(view.ins[1] or ())} has no cut as {cp_strategy}"
     return ""
+
+
+def _only_short(placed: Placed, stuck: list[ir.Node], attentions: list[ir.Node]) -> bool:
+    """Whether what has no cut has no rows for it either, as the last stage of a pyramid, while longer ones are cut."""
+    long = {node for node in attentions if placed.views[node].ins[0][2] >= placed.ranks}  # type: ignore[index]
+    return long.isdisjoint(stuck) and any(_is_sharded(placed, node) for node in long)
 
 
 def _data(placed: Placed, _: CpStrategy) -> str:
