@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from onnxmesh.compiler.choose import Choice, Estimate
-from onnxmesh.runtime.text import micros, percent, size, table
+from onnxmesh.runtime.text import micros, size, table
 
-_HEADER = ("", "predicted", "kernels", "sending", "of it beside", "memory", "sent", "weights", "work", "whole nodes")
+_HEADER = ("", "predicted", "kernels", "sending", "memory", "sent", "weights", "work", "whole nodes")
 
 
 def choice_text(choice: Choice) -> str:
@@ -24,6 +24,6 @@ def choice_text(choice: Choice) -> str:
 
 
 def _row(item: Estimate, name: str) -> list[str]:
-    times = (item.total_us, item.compute_us, item.communication_us, item.hidden_us)
-    shares = (percent(item.weight_share), percent(item.flops_share))
+    times = (item.total_us, item.compute_us, item.communication_us)
+    shares = (f"{item.weight_share:.0%}", f"{item.flops_share:.0%}")
     return [name, *map(micros, times), size(item.device_bytes), size(item.bytes_sent), *shares, str(item.replicated)]
