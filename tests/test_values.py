@@ -84,7 +84,7 @@ def test_a_value_must_fit_its_input(values: dict[str, Any], message: str) -> Non
 
 def test_a_warning_or_an_error_names_the_option_that_would_help() -> None:
     (warning,) = onnxmesh.compile(SUM, dims={"n": 1}).report["warnings"]
-    assert "give --value axes=..., which binds that input to a value" in warning
+    assert "give --value axes=..., which binds that input to a value" in warning["reason"]
     proto = model("t = Neg(s)\n z = Reshape(x, t)\n y = Reshape(z, s)", "float[6] x, int64[2] s")
     assert "2 nodes are computed by every rank" in onnxmesh.compile(proto).report["warnings"][0]
     proto = model("y = CumSum(x, axis)", "float[6] x, int64[1] axis", "float[6] y")
