@@ -171,11 +171,7 @@ class Engine:
 
     def _do(self, index: int, item: Instruction, step: Step) -> None:
         with self._named(index, item):
-            for out, result in zip(item.outs, step(), strict=True):
-                if self.program.buffers[out].is_loose:
-                    self._arrays[out] = result
-                else:
-                    self._store(self._arrays[out], result)
+            self._store_all(item, step())
         if self.hook is not None:
             self.hook(index, item, [self._arrays[out] for out in item.outs])
 
@@ -191,6 +187,14 @@ class Engine:
             raise
         except Exception as error:
             raise RunError(f"{self._describe(index, item)}: {type(error).__name__}: {error}", code="OM5110") from error
+
+    def _store_all(self, item: Instruction, results: Sequence[Any]) -> None:
+        """Keep the results of an instruction: copied to their buffers, but for loose values."""
+        for out, result in zip(item.outs, results, strict=True):
+            if self.program.buffers[out].is_loose:
+                self._arrays[out] = result
+            else:
+                self._store(self._arrays[out], result)
 
     def _store(self, buffer: Array, result: Array) -> None:
         if result.shape != buffer.shape or result.dtype != buffer.dtype:

@@ -203,11 +203,7 @@ class CudaEngine(Engine):
                     raise
                 step, task.obstacle = self._hosted(item), _ON_HOST
                 results = step()
-            for out, result in zip(item.outs, results, strict=True):
-                if self.program.buffers[out].is_loose:
-                    self._arrays[out] = result
-                else:
-                    self._store(self._arrays[out], result)
+            self._store_all(item, results)
 
         task.launch = run
         return task
