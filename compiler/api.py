@@ -286,7 +286,8 @@ def finish(begun: Compilation, options: Options) -> Compilation:
     Raises:
         ShardingError: as `compile_model`.
     """
-    state = replace(begun, options=options, model=begun.loaded.clone(), findings=list(begun.findings), placed=[])
+    state = replace(begun, options=options, model=begun.loaded.clone(), placed=[])
+    state.findings, state.seconds = list(begun.findings), dict(begun.seconds)
     _run(state, PIPELINE[FIRST_OF_MESH:])
     return state
 

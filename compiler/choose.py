@@ -118,7 +118,7 @@ class Choice(Shown):
     def warning(self) -> str:
         """Where one rank is predicted to be no slower than all of them; else empty."""
         best = self.estimates[0] if self.estimates else self.alone
-        if best.reason or self.alone.reason or best.total_us < self.alone.total_us:
+        if best is self.alone or best.reason or self.alone.reason or best.total_us < self.alone.total_us:
             return ""
         return (
             f"{self.ranks} ranks are predicted slower than one: {best.total_us:.0f} us as {best.candidate} against "
@@ -203,6 +203,9 @@ def compare(
         raise ModelError(
             "the model holds collectives: its division is given", hint="compile it as it is", code="OM1407"
         )
+    if ranks == 1:
+        alone = _estimated(begun, Candidate(Mesh.of()), memory)
+        return Choice(ranks, alone, (alone,))
     wanted = [c for c in candidates(ranks) if options.cp_strategy in ("auto", c.cp_strategy) or c.cp_strategy == "auto"]
     alone = _estimated(begun, Candidate(Mesh.of()), memory)
     if min(jobs, len(wanted)) > 1 and isinstance(model, str | os.PathLike):

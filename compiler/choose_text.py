@@ -10,7 +10,7 @@ _HEADER = ("", "predicted", "kernels", "sending", "memory", "sent", "weights", "
 
 def choice_text(choice: Choice) -> str:
     """The divisions, the best first; what each cannot be used for; a warning where ranks do not pay."""
-    fit = [item for item in choice.estimates if not item.reason]
+    fit = [item for item in choice.estimates if not item.reason and item is not choice.alone]
     parts = [
         f"{choice.ranks} ranks, a run's predicted time and what one rank holds, sends and does\n"
         + table(_HEADER, [_row(choice.alone, "1 rank"), *(_row(item, str(item.candidate)) for item in fit)])

@@ -57,6 +57,12 @@ def test_processes_find_the_same(model: Path) -> None:
     assert onnxmesh.estimate(model, ranks=2, jobs=2) == onnxmesh.estimate(model, ranks=2)
 
 
+def test_one_rank_is_compared_with_nothing(model: Path) -> None:
+    choice = onnxmesh.estimate(model, ranks=1)
+    assert choice.best is choice.alone
+    assert choice.warning == ""
+
+
 def test_ranks_that_do_not_pay_are_warned_of(model: Path) -> None:
     choice = onnxmesh.estimate(model, ranks=2)  # a tiny model
     assert choice.alone.total_us < choice.best.total_us
